@@ -1,0 +1,2 @@
+//! The device command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Firmware updates for embedded Linux devices on Azure IoT Hub.
