@@ -1,0 +1,1 @@
+//! Fetches an image and streams it into a slot.

@@ -1,0 +1,135 @@
+//! Puts an image into the slot that is not running.
+
+use std::path::PathBuf;
+
+use crate::update::{Digest, Slot};
+
+/// Puts images into slots. Called on a blocking thread.
+pub trait Installer: Send {
+    /// Bytes that `slot` can take; `None` if only an outside program knows.
+    ///
+    /// # Errors
+    /// The slot cannot be opened.
+    fn capacity(&mut self, slot: Slot) -> Result<Option<u64>, InstallError>;
+
+    /// Opens `slot` for a new image. Until [`ImageSink::finish`], its content is undefined.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn begin(&mut self, slot: Slot) -> Result<Box<dyn ImageSink>, InstallError>;
+
+    /// Opens `slot` to go on behind its first `written_bytes`, if they read back from the medium
+    /// with `digest`; `None` if they do not, or if this installer cannot go on.
+    ///
+    /// # Errors
+    /// The slot cannot be read or opened; nothing was written.
+    fn resume(
+        &mut self,
+        slot: Slot,
+        written_bytes: u64,
+        digest: Digest,
+    ) -> Result<Option<Box<dyn ImageSink>>, InstallError>;
+
+    /// SHA-256 of the first `size_bytes` of `slot` as the medium gives them back, past every
+    /// cache; `None` if only an outside program could tell, which then has answered for it.
+    /// `progress` is told the bytes read so far and answers whether to go on.
+    ///
+    /// # Errors
+    /// The slot cannot be read, or `progress` answered no ([`InstallError::Interrupted`]).
+    fn digest(
+        &mut self,
+        slot: Slot,
+        size_bytes: u64,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Option<Digest>, InstallError>;
+}
+
+/// One image on its way into a slot. Dropping it without `finish` abandons the image.
+pub trait ImageSink: Send {
+    /// Takes the next bytes of the image.
+    ///
+    /// # Errors
+    /// [`InstallError::Full`] if they do not fit; the slot's content is undefined.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), InstallError>;
+
+    /// Brings everything taken so far to the medium, so that [`Installer::resume`] can go on
+    /// behind it after a power cut. False if this installer cannot.
+    ///
+    /// # Errors
+    /// The medium failed; the slot's content is undefined.
+    fn checkpoint(&mut self) -> Result<bool, InstallError>;
+
+    /// Returns once every byte is on the medium.
+    ///
+    /// # Errors
+    /// The medium or the outside program failed; the slot's content is undefined.
+    fn finish(self: Box<Self>) -> Result<(), InstallError>;
+}
+
+/// Why an image could not be put into a slot.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The device could not be opened.
+    #[error("cannot open {}", device.display())]
+    Open {
+        /// The slot's device.
+        device: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The medium did not take the bytes.
+    #[error("cannot write {} at byte {offset}", device.display())]
+    Write {
+        /// The slot's device.
+        device: PathBuf,
+        /// First byte that is in doubt.
+        offset: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The medium did not keep the bytes.
+    #[error("cannot bring {} to the medium", device.display())]
+    Sync {
+        /// The slot's device.
+        device: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The medium did not give the bytes back.
+    #[error("cannot read {} at byte {offset}", device.display())]
+    Read {
+        /// The slot's device.
+        device: PathBuf,
+        /// First byte that is in doubt.
+        offset: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The image does not fit.
+    #[error("the image is larger than {}, which has {capacity_bytes} bytes", device.display())]
+    Full {
+        /// The slot's device.
+        device: PathBuf,
+        /// Its size.
+        capacity_bytes: u64,
+    },
+    /// The device is mounted, or in use otherwise.
+    #[error("{} is in use: {problem}", device.display())]
+    InUse {
+        /// The slot's device.
+        device: PathBuf,
+        /// What uses it.
+        problem: String,
+    },
+    /// The outside installer could not be run, or failed.
+    #[error("the installer {} failed: {message}", program.display())]
+    Command {
+        /// The program.
+        program: PathBuf,
+        /// Exit code and last words, or why it did not run.
+        message: String,
+    },
+    /// Somebody asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}

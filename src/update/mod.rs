@@ -1,0 +1,19 @@
+//! The update core: what an update is, where it stands, and what follows from what happens.
+//!
+//! Pure values and functions. Nothing in here reads a clock, a disk or a network.
+
+mod job;
+mod slot;
+mod state;
+mod time;
+
+pub use job::{
+    Digest, ImageUrl, Job, JobError, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, ParseError, RunId,
+    Version,
+};
+pub use slot::{BootId, Slot};
+pub use state::{
+    Checkpoint, Content, Failure, FailureKind, HashState, Origin, Outcome, OutcomeKind, Run,
+    SCHEMA, Saved, Slots, Source, State, Success, Times, Written,
+};
+pub use time::WallTime;
