@@ -1,5 +1,6 @@
 //! Firmware updates for embedded Linux devices on Azure IoT Hub.
 
+pub mod backoff;
 pub mod boot;
 pub mod clock;
 pub mod config;
