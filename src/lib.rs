@@ -1,11 +1,13 @@
 //! Firmware updates for embedded Linux devices on Azure IoT Hub.
 
+pub mod agent;
 pub mod boot;
 pub mod clock;
 pub mod config;
 pub mod fetch;
 pub mod hub;
 pub mod install;
+pub mod logging;
 pub mod request;
 pub mod store;
 pub mod update;

@@ -115,6 +115,7 @@ pub enum Event {
 
 /// Something to do once the state is saved. Each may be carried out twice without harm.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a handful exist at a time")]
 pub enum Order {
     /// Tell who asked.
     Answer(Verdict),
@@ -427,6 +428,15 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
         }
         (S::Switching { run, attempt, .. }, E::RestartFailed(_)) => {
             switch(book, run, attempt.saturating_add(1), facts)
+        }
+        // An operator's restart had ended the work.
+        (S::Fetching { run, checkpoint, attempt, began }, E::RestartFailed(_)) => {
+            let orders = fetch(&run, checkpoint.clone());
+            (S::Fetching { run, checkpoint, attempt, began }, orders)
+        }
+        (S::Verifying { run, written, attempt }, E::RestartFailed(_)) => {
+            let orders = vec![Order::Verify(written.clone(), run.target())];
+            (S::Verifying { run, written, attempt }, orders)
         }
         (S::RollingBack { run, reason, attempt, .. }, E::RestartFailed(_)) => {
             roll_back(book, run, reason, attempt.saturating_add(1), facts)

@@ -14,7 +14,7 @@ pub use job::{
     Version,
 };
 pub use machine::{Event, Facts, Limits, Order, Verdict, Wanted, step};
-pub use report::{Contracts, Device, Phase, Progress, report};
+pub use report::{Contracts, Device, Phase, Progress, own_section, report};
 pub use slot::{BootId, Slot};
 pub use state::{
     Checkpoint, Content, Failure, FailureKind, HashState, Origin, Outcome, OutcomeKind, Run,

@@ -135,7 +135,7 @@ pub fn report(saved: &Saved, progress: &Progress, device: &Device) -> Map<String
     if device.contracts.firmware {
         document.insert("firmware".to_owned(), firmware(saved, device));
     }
-    document.insert("twinboot".to_owned(), twinboot(saved, progress, device));
+    document.insert("twinboot".to_owned(), own_section(saved, progress, device));
     document
 }
 
@@ -274,7 +274,8 @@ fn firmware(saved: &Saved, device: &Device) -> Value {
 }
 
 /// Our own section: everything there is to know.
-fn twinboot(saved: &Saved, progress: &Progress, device: &Device) -> Value {
+#[must_use]
+pub fn own_section(saved: &Saved, progress: &Progress, device: &Device) -> Value {
     let slots: Map<String, Value> = Slot::BOTH
         .map(|slot| (slot.name().to_owned(), slot_report(saved, slot)))
         .into_iter()
