@@ -1,12 +1,16 @@
 //! Firmware updates for embedded Linux devices on Azure IoT Hub.
 
+pub mod agent;
 pub mod backoff;
 pub mod boot;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod fetch;
 pub mod hub;
 pub mod install;
+pub mod logging;
 pub mod request;
 pub mod store;
+pub mod supervisor;
 pub mod update;

@@ -16,6 +16,7 @@ pub struct Request {
 
 /// What is asked.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a handful exist at a time")]
 pub enum Command {
     /// Install an image; the origin is [`Origin::Method`] or [`Origin::Local`].
     Install(Job, Origin),

@@ -3,6 +3,8 @@
 //! Pure values and functions. Nothing in here reads a clock, a disk or a network.
 
 mod job;
+mod machine;
+mod report;
 mod slot;
 mod state;
 mod time;
@@ -11,6 +13,8 @@ pub use job::{
     Digest, ImageUrl, Job, JobError, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, ParseError, RunId,
     Version,
 };
+pub use machine::{Event, Facts, Limits, Order, Verdict, Wanted, step};
+pub use report::{Contracts, Device, Phase, Progress, own_section, report};
 pub use slot::{BootId, Slot};
 pub use state::{
     Checkpoint, Content, Failure, FailureKind, HashState, Origin, Outcome, OutcomeKind, Run,

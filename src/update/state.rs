@@ -74,6 +74,8 @@ pub enum State {
         checkpoint: Option<Checkpoint>,
         /// Agent starts since the last checkpoint moved; the first is 1.
         attempt: u8,
+        /// Whether bytes have come in already.
+        began: bool,
     },
     /// The image is in the slot; it is being read back.
     Verifying {
@@ -92,6 +94,8 @@ pub enum State {
         ordered_in: BootId,
         /// How often it was ordered in this boot; the first is 1.
         attempt: u8,
+        /// Whether the bootloader has been told, and only the restart is missing.
+        armed: bool,
     },
     /// The new slot runs, unconfirmed.
     Trial {
@@ -103,6 +107,8 @@ pub enum State {
         boot: BootId,
         /// Seconds since that boot at the agent's first start in it; the deadline counts from it.
         began_s: u64,
+        /// Whether it passed its checks, or an operator vouched for it: it is being confirmed.
+        healthy: bool,
     },
     /// The trial is lost; the next boot is to use the old slot.
     RollingBack {
@@ -118,6 +124,18 @@ pub enum State {
 }
 
 impl State {
+    /// The update under way, to be changed.
+    pub fn run_mut(&mut self) -> Option<&mut Run> {
+        match self {
+            State::Idle => None,
+            State::Fetching { run, .. }
+            | State::Verifying { run, .. }
+            | State::Switching { run, .. }
+            | State::Trial { run, .. }
+            | State::RollingBack { run, .. } => Some(run),
+        }
+    }
+
     /// The update under way, if there is one.
     #[must_use]
     pub fn run(&self) -> Option<&Run> {
@@ -452,6 +470,22 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Whether it can only happen once the whole image is in the slot.
+    #[must_use]
+    pub fn is_after_download(self) -> bool {
+        matches!(
+            self,
+            FailureKind::ReadBack
+                | FailureKind::Bootloader
+                | FailureKind::RestartFailed
+                | FailureKind::FellBack
+                | FailureKind::Unhealthy
+                | FailureKind::Stuck
+                | FailureKind::RolledBackByOperator
+                | FailureKind::LeftConfirmedSlot
+        )
+    }
+
     /// The name in reports: `digestMismatch` and the like.
     #[must_use]
     pub fn name(self) -> String {

@@ -1,0 +1,541 @@
+//! The agent: the loop around the core. Step, save, act.
+
+mod answers;
+mod jobs;
+mod orders;
+mod ports;
+mod sentence;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::boot::{BootError, BootFacts, Bootloader};
+use crate::clock::Clock;
+use crate::hub::{Desired, Report, SessionStatus};
+use crate::logging::chain;
+use crate::request::{Answer, Command, Request};
+use crate::store::{Loaded, StateStore, StoreError};
+use crate::update::{
+    BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted,
+    own_section, report, step,
+};
+
+pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
+pub use sentence::sentence;
+
+use jobs::Running;
+
+/// How long an answer waits for the hub to acknowledge the first report of a new run. Operators'
+/// programs look into the twin right after the answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Between two tries of what the device itself refused: saving the state, marking a slot good.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Between two signs of life to the supervisor.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// The settings of the loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// What bounds an update.
+    pub limits: Limits,
+    /// Whether a new slot must have a hub session with an acknowledged report.
+    pub hub_must_be_well: bool,
+    /// Time between two rounds of health checks.
+    pub health_interval: Duration,
+    /// Least time between two reports of mere progress.
+    pub progress_interval: Duration,
+    /// Least step between two reports of mere progress.
+    pub progress_step_percent: u64,
+    /// How long a restart waits for the hub to acknowledge the last report.
+    pub restart_report_limit: Duration,
+    /// How long a restart may take to end this process.
+    pub restart_limit: Duration,
+}
+
+/// What the agent works with.
+#[allow(missing_debug_implementations, reason = "a bundle of trait objects")]
+pub struct Ports {
+    /// Chooses what boots.
+    pub boot: Box<dyn Bootloader>,
+    /// Keeps the state.
+    pub store: Box<dyn StateStore>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Fetches and reads back.
+    pub images: Arc<dyn Images>,
+    /// Checks the running system.
+    pub health: Arc<dyn HealthChecks>,
+    /// Restarts the machine.
+    pub restarter: Arc<dyn Restarter>,
+    /// Watches over the process.
+    pub supervisor: Arc<dyn Supervisor>,
+}
+
+/// The agent's ends of the channels to the hub session and the control socket.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Direct methods and the device command.
+    pub requests: mpsc::Receiver<Request>,
+    /// Desired documents.
+    pub desired: mpsc::Receiver<Desired>,
+    /// How the session is.
+    pub session: watch::Receiver<SessionStatus>,
+    /// What the twin is to show.
+    pub report: watch::Sender<Arc<Report>>,
+}
+
+/// Makes an update out of a desired document; `None` if it asks for none.
+pub type ReadDesired = Box<dyn Fn(&Desired) -> Option<Wanted> + Send>;
+
+/// Why the agent gave up. The saved state is good to start from.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state cannot be read.
+    #[error("cannot start without the saved state")]
+    Load(#[source] StoreError),
+    /// The bootloader cannot be asked.
+    #[error("cannot start without knowing which slot runs")]
+    Boot(#[source] BootError),
+    /// A blocking call was lost in a shutdown or a panic.
+    #[error("a blocking call did not come back")]
+    Blocking(#[source] tokio::task::JoinError),
+}
+
+/// What the device is, read once at the start.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// This boot.
+    pub boot: BootId,
+    /// What the report tells beside the state; `running` is overwritten by the bootloader's word.
+    pub device: Device,
+}
+
+/// The agent. Made by [`Agent::start`], which reads everything; [`Agent::run`] does the rest.
+#[allow(missing_debug_implementations, reason = "holds trait objects")]
+pub struct Agent {
+    boot: Arc<Mutex<Box<dyn Bootloader>>>,
+    restart_argument: Option<&'static str>,
+    store: Arc<Mutex<Box<dyn StateStore>>>,
+    clock: Arc<dyn Clock>,
+    images: Arc<dyn Images>,
+    health: Arc<dyn HealthChecks>,
+    restarter: Arc<dyn Restarter>,
+    supervisor: Arc<dyn Supervisor>,
+    settings: Settings,
+    inputs: Inputs,
+    read_desired: ReadDesired,
+
+    facts: BootFacts,
+    boot_id: BootId,
+    device: Device,
+    saved: Saved,
+    /// Events whose state could not be saved yet, oldest first.
+    unsaved: VecDeque<Event>,
+    desired: Option<Wanted>,
+
+    work: Option<Running>,
+    stopping: Option<JoinHandle<()>>,
+    watching: Option<Running>,
+    restarting: Option<Running>,
+    retry_confirm: Option<Instant>,
+    retry_save: Option<Instant>,
+
+    progress: watch::Sender<Progress>,
+    progress_seen: watch::Receiver<Progress>,
+    reported_progress: (Instant, u64),
+}
+
+impl Agent {
+    /// Loads the state and asks the bootloader. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// The state cannot be read or the running slot cannot be told: the service must not run.
+    pub async fn start(
+        ports: Ports,
+        settings: Settings,
+        inputs: Inputs,
+        read_desired: ReadDesired,
+        identity: Identity,
+    ) -> Result<Self, AgentError> {
+        let restart_argument = ports.boot.restart_argument();
+        let boot = Arc::new(Mutex::new(ports.boot));
+        let store = Arc::new(Mutex::new(ports.store));
+        let Loaded { saved, set_aside } =
+            blocking(&store, |store| store.load()).await?.map_err(AgentError::Load)?;
+        let facts = blocking(&boot, |boot| boot.facts()).await?.map_err(AgentError::Boot)?;
+
+        let mut device = identity.device;
+        device.running = facts.running;
+        if let Some((path, problem)) = set_aside {
+            let notice = format!(
+                "the saved state could not be understood ({problem}); it was moved to {} and the \
+                 agent began anew",
+                path.display()
+            );
+            error!(notice);
+            device.notices.push(notice);
+        }
+        let (progress, progress_seen) = watch::channel(Progress::default());
+        Ok(Agent {
+            boot,
+            restart_argument,
+            store,
+            clock: ports.clock,
+            images: ports.images,
+            health: ports.health,
+            restarter: ports.restarter,
+            supervisor: ports.supervisor,
+            settings,
+            inputs,
+            read_desired,
+            facts,
+            boot_id: identity.boot,
+            device,
+            saved: saved.unwrap_or_default(),
+            unsaved: VecDeque::new(),
+            desired: None,
+            work: None,
+            stopping: None,
+            watching: None,
+            restarting: None,
+            retry_confirm: None,
+            retry_save: None,
+            progress,
+            progress_seen,
+            reported_progress: (Instant::now(), 0),
+        })
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn saved(&self) -> &Saved {
+        &self.saved
+    }
+
+    /// Works until `cancel`. A job under way is ended; what it proved so far is saved.
+    ///
+    /// # Errors
+    /// Something failed that no transition covers; starting again is the way to recover.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), AgentError> {
+        info!(
+            running = %self.facts.running,
+            next = self.facts.next.map_or("unknown", |slot| slot.name()),
+            phase = Phase::of(&self.saved.state).name(),
+            "agent started"
+        );
+        self.publish();
+        self.handle(Event::Started, None).await?;
+        let mut alive = tokio::time::interval(ALIVE);
+        while !cancel.is_cancelled() {
+            // Cancel-safe: the receivers' `recv` and `changed`, `interval.tick` and sleeps with a
+            // fixed end are; whatever follows runs to its end outside the select.
+            let input = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                _ = alive.tick() => Input::Alive,
+                Some(request) = self.inputs.requests.recv() => Input::Request(request),
+                event = jobs::next(&mut self.work) => Input::Event(event),
+                event = jobs::next(&mut self.watching) => Input::Event(event),
+                event = jobs::next(&mut self.restarting) => Input::Event(event),
+                Some(desired) = self.inputs.desired.recv() => Input::Desired(desired),
+                () = at(self.retry_save) => Input::RetrySave,
+                () = at(self.retry_confirm) => Input::RetryConfirm,
+                Ok(()) = self.progress_seen.changed() => Input::Progress,
+            };
+            self.take(input).await?;
+        }
+        self.stop_jobs().await;
+        Ok(())
+    }
+
+    async fn take(&mut self, input: Input) -> Result<(), AgentError> {
+        match input {
+            Input::Alive => {
+                self.supervisor.alive();
+                self.supervisor.status(&self.sentence());
+            }
+            Input::Request(request) => self.answer(request).await?,
+            Input::Event(event) => self.handle(event, None).await?,
+            Input::Desired(desired) => {
+                let wanted = (self.read_desired)(&desired);
+                self.desired = wanted.clone();
+                let rewritten = desired.patch.is_some_and(|patch| patch.contains_key("firmware"));
+                let event = Event::Desired { id: run_id(), wanted, rewritten };
+                self.handle(event, None).await?;
+            }
+            Input::RetrySave => {
+                self.retry_save = None;
+                let events = std::mem::take(&mut self.unsaved);
+                for event in events {
+                    self.handle(event, None).await?;
+                }
+            }
+            Input::RetryConfirm => {
+                self.retry_confirm = None;
+                if let Some(event) = self.confirm().await? {
+                    self.handle(event, None).await?;
+                }
+            }
+            Input::Progress => self.progressed(),
+        }
+        Ok(())
+    }
+
+    /// One event and all that follows from it at once.
+    async fn handle(
+        &mut self,
+        event: Event,
+        mut reply: Option<oneshot::Sender<Answer>>,
+    ) -> Result<(), AgentError> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            if !self.unsaved.is_empty() {
+                // Order matters more than speed: nothing overtakes what is not saved.
+                self.unsaved.push_back(event);
+                continue;
+            }
+            let phase = Phase::of(&self.saved.state);
+            let home = self.saved.home;
+            let (next, orders) = step(self.saved.clone(), event.clone(), &self.facts());
+            if next != self.saved
+                && let Err(error) = self.save(next).await?
+            {
+                self.cannot_save(&error, event, reply.take());
+                continue;
+            }
+            for order in orders {
+                match self.carry_out(order, &mut reply).await? {
+                    orders::Done::Quietly => {}
+                    orders::Done::With(event) => events.push_back(event),
+                    orders::Done::Failed(event) => {
+                        events.push_back(event);
+                        break;
+                    }
+                }
+            }
+            self.end_watch_if_pointless();
+            let settled = self.saved.state == State::Idle
+                && (phase != Phase::Idle || home != self.saved.home);
+            if settled
+                && events.is_empty()
+                && let Some(wanted) = self.desired.clone()
+            {
+                let wanted = Some(wanted);
+                events.push_back(Event::Desired { id: run_id(), wanted, rewritten: false });
+            }
+        }
+        if let Some(reply) = reply {
+            let _ = reply.send(Answer::refused(409, "notNow", "That is not possible now"));
+        }
+        Ok(())
+    }
+
+    /// Saves and publishes `next`. The inner error leaves everything as it was.
+    async fn save(&mut self, mut next: Saved) -> Result<Result<(), StoreError>, AgentError> {
+        next.newest_time = next.newest_time.max(self.clock.wall());
+        let copy = next.clone();
+        if let Err(error) = blocking(&self.store, move |store| store.save(&copy)).await? {
+            return Ok(Err(error));
+        }
+        let (old, new) = (Phase::of(&self.saved.state), Phase::of(&next.state));
+        self.saved = next;
+        if old != new {
+            self.progress.send_replace(Progress::default());
+            let run = self.saved.state.run();
+            info!(
+                phase = new.name(),
+                run = run.map(|run| run.id.to_string()),
+                version = run.and_then(|run| run.version()).map(ToString::to_string),
+                "{}",
+                sentence(&self.saved, &Progress::default()),
+            );
+        }
+        self.publish();
+        Ok(Ok(()))
+    }
+
+    /// A request is refused, a checkpoint is dropped, everything else waits.
+    fn cannot_save(
+        &mut self,
+        error: &StoreError,
+        event: Event,
+        reply: Option<oneshot::Sender<Answer>>,
+    ) {
+        let problem = chain(error).to_string();
+        error!(error = problem, "the state cannot be saved; make room on its partition");
+        if let Some(reply) = reply {
+            let message = format!("the agent cannot save its state: {problem}");
+            let _ = reply.send(Answer::refused(500, "stateNotSaved", message));
+        } else if !matches!(event, Event::Checkpointed(_)) {
+            self.unsaved.push_back(event);
+            self.retry_save = Some(Instant::now() + RETRY);
+        }
+        self.supervisor.status(&self.sentence());
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<(), AgentError> {
+        let event = match request.command {
+            Command::Status => {
+                let _ = request.reply.send(self.status());
+                return Ok(());
+            }
+            Command::Install(job, origin) => Event::Requested { id: run_id(), job, origin },
+            Command::Cancel => Event::CancelRequested,
+            Command::Confirm => Event::ConfirmRequested,
+            Command::RollBack => Event::RollBackRequested { id: run_id() },
+            Command::Reboot => Event::RestartRequested,
+        };
+        if !self.unsaved.is_empty() {
+            let message = "the agent cannot save its state; make room on its partition";
+            let _ = request.reply.send(Answer::refused(500, "stateNotSaved", message));
+            return Ok(());
+        }
+        self.handle(event, Some(request.reply)).await
+    }
+
+    /// Everything there is to know, with live figures.
+    fn status(&self) -> Answer {
+        let progress = *self.progress_seen.borrow();
+        let session = self.inputs.session.borrow().clone();
+        let Value::Object(mut body) = own_section(&self.saved, &progress, &self.device) else {
+            return Answer::refused(500, "internal", "the status is no object");
+        };
+        body.insert("text".to_owned(), json!(sentence(&self.saved, &progress)));
+        body.insert("hub".to_owned(), json!({ "online": session.online, "text": session.text }));
+        Answer::ok(body)
+    }
+
+    fn sentence(&self) -> String {
+        let update = if self.unsaved.is_empty() {
+            sentence(&self.saved, &self.progress_seen.borrow())
+        } else {
+            "the state cannot be saved; make room on its partition".to_owned()
+        };
+        let session = self.inputs.session.borrow();
+        if session.text.is_empty() { update } else { format!("{update}; {}", session.text) }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            running: self.facts.running,
+            next: self.facts.next,
+            boot: self.boot_id.clone(),
+            running_version: self.device.running_version.clone(),
+            since_boot_s: self.clock.since_boot().as_secs(),
+            now: self.clock.wall(),
+            limits: self.settings.limits,
+        }
+    }
+
+    /// Shows the newest picture; the session sends what differs from the hub's.
+    fn publish(&mut self) {
+        let progress = *self.progress_seen.borrow();
+        self.reported_progress = (Instant::now(), self.percent(&progress));
+        if self.device.started.is_none() {
+            self.device.started = self.clock.wall();
+        }
+        let document = report(&self.saved, &progress, &self.device);
+        self.inputs.report.send_if_modified(|report| {
+            if report.document == document && report.generation > 0 {
+                return false;
+            }
+            let generation = report.generation.saturating_add(1);
+            *report = Arc::new(Report { generation, document });
+            true
+        });
+        self.supervisor.status(&self.sentence());
+    }
+
+    /// Mere progress is thinned: it is worth a report after a while and a step.
+    fn progressed(&mut self) {
+        let progress = *self.progress_seen.borrow_and_update();
+        let (when, percent) = self.reported_progress;
+        let step = self.percent(&progress).abs_diff(percent);
+        if when.elapsed() >= self.settings.progress_interval
+            && step >= self.settings.progress_step_percent
+        {
+            self.publish();
+        }
+    }
+
+    fn percent(&self, progress: &Progress) -> u64 {
+        Phase::of(&self.saved.state).percent(&self.saved.state, progress).unwrap_or(0)
+    }
+
+    fn generation(&self) -> u64 {
+        self.inputs.report.borrow().generation
+    }
+
+    /// The checks are for a slot that is not known good yet.
+    fn end_watch_if_pointless(&mut self) {
+        let useful = match &self.saved.state {
+            State::Trial { healthy, .. } => !healthy,
+            State::Idle => self.saved.home != Some(self.facts.running),
+            _ => false,
+        };
+        if !useful {
+            self.watching = None;
+        }
+    }
+
+    async fn stop_jobs(&mut self) {
+        self.watching = None;
+        self.restarting = None;
+        if let Some(work) = self.work.take() {
+            self.stopping = work.stop();
+        }
+        if let Some(task) = self.stopping.take()
+            && let Err(error) = task.await
+        {
+            warn!(error = %chain(&error), "a job ended badly");
+        }
+    }
+}
+
+/// What wakes the loop.
+enum Input {
+    Alive,
+    Request(Request),
+    Event(Event),
+    Desired(Desired),
+    RetrySave,
+    RetryConfirm,
+    Progress,
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A name that two runs of one device do not share.
+fn run_id() -> RunId {
+    RunId(format!("{:016x}", fastrand::u64(..)))
+}
+
+/// Calls `work` on a blocking thread: the only place where a port may block.
+async fn blocking<P, R>(
+    port: &Arc<Mutex<Box<P>>>,
+    work: impl FnOnce(&mut P) -> R + Send + 'static,
+) -> Result<R, AgentError>
+where
+    P: ?Sized + Send + 'static,
+    R: Send + 'static,
+{
+    let port = Arc::clone(port);
+    tokio::task::spawn_blocking(move || work(port.blocking_lock().as_mut()))
+        .await
+        .map_err(AgentError::Blocking)
+}

@@ -1,0 +1,147 @@
+//! Carries out what the core orders. Each order may come twice.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, blocking, jobs};
+use crate::logging::chain;
+use crate::request::Answer;
+use crate::update::{Event, Failure, FailureKind, Order, Verdict};
+
+/// How an order ended.
+pub enum Done {
+    /// Nothing follows, or it follows later.
+    Quietly,
+    /// This follows.
+    With(Event),
+    /// This follows, and the rest of the orders makes no sense any more.
+    Failed(Event),
+}
+
+impl Agent {
+    pub(super) async fn carry_out(
+        &mut self,
+        order: Order,
+        reply: &mut Option<oneshot::Sender<Answer>>,
+    ) -> Result<Done, AgentError> {
+        match order {
+            Order::Answer(verdict) => {
+                if let Some(reply) = reply.take() {
+                    self.tell(reply, &verdict);
+                }
+            }
+            Order::Retire(slot) => {
+                let result = blocking(&self.boot, move |boot| boot.retire(slot)).await?;
+                if let Err(error) = result {
+                    let failure =
+                        bootloader_failed("make sure that the slot does not boot", &error);
+                    return Ok(Done::Failed(Event::Fetched(Err(failure))));
+                }
+            }
+            Order::Fetch(job, slot, checkpoint) => {
+                self.stop_work();
+                let (progress, earlier) = (self.progress.clone(), self.stopping.take());
+                let order = (job, slot, checkpoint);
+                self.work = Some(jobs::fetch(&self.images, order, progress, earlier));
+            }
+            Order::Verify(written, slot) => {
+                self.stop_work();
+                let (progress, earlier) = (self.progress.clone(), self.stopping.take());
+                self.work = Some(jobs::verify(&self.images, (written, slot), progress, earlier));
+            }
+            Order::StopWork => self.stop_work(),
+            Order::TryNext(slot) => {
+                let result = blocking(&self.boot, move |boot| boot.try_next(slot)).await?;
+                let result =
+                    result.map_err(|error| bootloader_failed("have the new slot tried", &error));
+                return Ok(Done::With(Event::Switched(result)));
+            }
+            Order::CancelTry(slot) => {
+                let result = blocking(&self.boot, move |boot| boot.cancel_try(slot)).await?;
+                if let Err(error) = result {
+                    // The try was for one boot only, so what follows is right all the same.
+                    error!(%slot, error = %chain(&error), "the bootloader still means to try it");
+                }
+            }
+            Order::Confirm => {
+                if let Some(event) = self.confirm().await? {
+                    return Ok(Done::With(event));
+                }
+            }
+            Order::Watch(deadline_s) => {
+                let generation = self.settings.hub_must_be_well.then(|| self.generation());
+                let orders = jobs::Watch {
+                    deadline_s,
+                    interval: self.settings.health_interval,
+                    generation,
+                    session: self.inputs.session.clone(),
+                };
+                self.watching = Some(jobs::watch(&self.health, &self.clock, orders));
+            }
+            Order::Restart => {
+                self.stop_work();
+                let orders = jobs::Restart {
+                    argument: self.restart_argument,
+                    generation: self.generation(),
+                    report_limit: self.settings.restart_report_limit,
+                    limit: self.settings.restart_limit,
+                    session: self.inputs.session.clone(),
+                };
+                self.restarting = Some(jobs::restart(&self.restarter, orders));
+            }
+        }
+        Ok(Done::Quietly)
+    }
+
+    /// Marks the running slot good; tries again later if the bootloader refuses.
+    pub(super) async fn confirm(&mut self) -> Result<Option<Event>, AgentError> {
+        match blocking(&self.boot, |boot| boot.confirm()).await? {
+            Ok(()) => Ok(Some(Event::Confirmed)),
+            Err(error) => {
+                warn!(
+                    error = %chain(&error),
+                    retry_in_s = RETRY.as_secs(),
+                    "the running slot could not be marked good"
+                );
+                self.retry_confirm = Some(Instant::now() + RETRY);
+                Ok(None)
+            }
+        }
+    }
+
+    fn stop_work(&mut self) {
+        if let Some(work) = self.work.take() {
+            let ended = work.stop();
+            let earlier = self.stopping.take();
+            self.stopping = Some(tokio::spawn(async move {
+                for task in [earlier, ended].into_iter().flatten() {
+                    let _ = task.await;
+                }
+            }));
+        }
+    }
+
+    /// A new run is answered when the hub has its first report, so that who looks into the twin
+    /// after the answer sees the new run and not the end of the last.
+    fn tell(&self, reply: oneshot::Sender<Answer>, verdict: &Verdict) {
+        let answer = answers::answer(verdict);
+        let limit =
+            if matches!(verdict, Verdict::Accepted(_)) { ANSWER_LIMIT } else { Duration::ZERO };
+        let mut session = self.inputs.session.clone();
+        let generation = self.generation();
+        tokio::spawn(async move {
+            if !limit.is_zero() {
+                jobs::acknowledged(&mut session, generation, limit).await;
+            }
+            // Who asked may be gone; the run goes on.
+            let _ = reply.send(answer);
+        });
+    }
+}
+
+fn bootloader_failed(what: &str, error: &crate::boot::BootError) -> Failure {
+    Failure::new(FailureKind::Bootloader, format!("cannot {what}: {}", chain(error)))
+}

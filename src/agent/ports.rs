@@ -1,0 +1,80 @@
+//! What the agent needs done outside itself, beside the bootloader, the store and the clock.
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::update::{Checkpoint, Failure, Job, Progress, Slot, Written};
+
+/// Told while an image is fetched.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum FetchEvent {
+    /// The first bytes came.
+    Began,
+    /// Part of the image is proven to be on the medium. Losing one is harmless.
+    Checkpoint(Checkpoint),
+}
+
+/// Where a job tells how it goes.
+#[derive(Clone, Debug)]
+pub struct JobChannels {
+    /// What the agent saves.
+    pub events: mpsc::Sender<FetchEvent>,
+    /// What people see; the newest wins.
+    pub progress: watch::Sender<Progress>,
+    /// Ends the job.
+    pub cancel: CancellationToken,
+}
+
+/// Brings images into slots and reads them back.
+pub trait Images: Send + Sync {
+    /// Streams the image of `job` into `slot`, behind `checkpoint` where that can be proven.
+    ///
+    /// # Errors
+    /// The slot holds an unknown part of the image.
+    fn fetch(
+        &self,
+        job: Job,
+        slot: Slot,
+        checkpoint: Option<Checkpoint>,
+        channels: JobChannels,
+    ) -> BoxFuture<'static, Result<Written, Failure>>;
+
+    /// Reads `slot` back from the medium and compares it with what was written.
+    ///
+    /// # Errors
+    /// The slot does not hold the image, or could not be read.
+    fn verify(
+        &self,
+        written: Written,
+        slot: Slot,
+        channels: JobChannels,
+    ) -> BoxFuture<'static, Result<(), Failure>>;
+}
+
+/// Local checks of the running system.
+pub trait HealthChecks: Send + Sync {
+    /// One round.
+    ///
+    /// # Errors
+    /// The first check that does not pass, and what it says.
+    fn check(&self) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Restarts the machine.
+pub trait Restarter: Send + Sync {
+    /// Orders the restart, with the bootloader's one-shot argument if it has one. The machine
+    /// goes down some time after this returned.
+    ///
+    /// # Errors
+    /// The order was not taken; the text says why.
+    fn restart(&self, argument: Option<&'static str>) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Who watches over the process: systemd.
+pub trait Supervisor: Send + Sync {
+    /// The loop is alive.
+    fn alive(&self);
+    /// One sentence on what goes on.
+    fn status(&self, sentence: &str);
+}

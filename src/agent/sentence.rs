@@ -1,0 +1,54 @@
+//! Where things stand, in one sentence: for systemd, the journal and the device command.
+
+use crate::update::{OutcomeKind, Phase, Progress, Run, Saved, State, Version};
+
+/// What goes on, without the hub.
+#[must_use]
+pub fn sentence(saved: &Saved, progress: &Progress) -> String {
+    let what = |run: &Run| match run.version() {
+        Some(version) => format!("version {version}"),
+        None => "an update".to_owned(),
+    };
+    let percent = Phase::of(&saved.state)
+        .percent(&saved.state, progress)
+        .map(|percent| format!(", {percent} %"))
+        .unwrap_or_default();
+    match &saved.state {
+        State::Idle => idle(saved),
+        State::Fetching { run, began: false, .. } => format!("waiting for {}", what(run)),
+        State::Fetching { run, .. } => {
+            format!("fetching {} into slot {}{percent}", what(run), run.target())
+        }
+        State::Verifying { run, .. } => {
+            format!("reading {} back from slot {}{percent}", what(run), run.target())
+        }
+        State::Switching { run, .. } => {
+            format!("restarting into slot {} with {}", run.target(), what(run))
+        }
+        State::Trial { run, healthy: false, .. } => {
+            format!("slot {} runs {} on trial", run.target(), what(run))
+        }
+        State::Trial { run, .. } => format!("confirming {} in slot {}", what(run), run.target()),
+        State::RollingBack { run, reason, .. } => {
+            format!("going back to slot {}: {reason}", run.from)
+        }
+    }
+}
+
+fn idle(saved: &Saved) -> String {
+    let Some(last) = &saved.last else { return "idle".to_owned() };
+    let version = last
+        .run
+        .as_ref()
+        .and_then(Run::version)
+        .map(|version: &Version| format!(" to {version}"))
+        .unwrap_or_default();
+    match &last.kind {
+        OutcomeKind::Succeeded => format!("idle; the last update{version} is confirmed"),
+        OutcomeKind::UpToDate => "idle; the desired version runs already".to_owned(),
+        OutcomeKind::Failed(cause) => format!("idle; the last update{version} failed: {cause}"),
+        OutcomeKind::RolledBack(cause) => {
+            format!("idle; the last update{version} was rolled back: {cause}")
+        }
+    }
+}
