@@ -1,7 +1,7 @@
 //! Why the hub cannot be reached. MQTT libraries say "connect failure"; a person needs to know
 //! whether it is the name, the network, the certificate or the clock. Asked once after a failure.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -207,16 +207,15 @@ fn open_tunnel(stream: &mut TcpStream, proxy: &str, target: &Target) -> Result<(
     let failed = |source| tcp(proxy, source);
     let question = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n");
     stream.write_all(question.as_bytes()).map_err(failed)?;
-    let mut answer = Vec::new();
-    // Byte by byte, so that nothing of what follows the head is swallowed.
-    for byte in stream.take(MAX_PROXY_ANSWER_BYTES).bytes() {
-        answer.push(byte.map_err(failed)?);
-        if answer.ends_with(b"\r\n\r\n") {
+    // Nothing that follows the head can be swallowed: in TLS the client speaks first.
+    let mut head = BufReader::new(stream.take(MAX_PROXY_ANSWER_BYTES)).lines();
+    let line = head.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
+    let line = line.map_err(failed)?;
+    for field in head {
+        if field.map_or(true, |field| field.is_empty()) {
             break;
         }
     }
-    let answer = String::from_utf8_lossy(&answer);
-    let line = answer.lines().next().unwrap_or_default();
     if line.split(' ').nth(1).is_some_and(|status| status.starts_with('2')) {
         return Ok(());
     }

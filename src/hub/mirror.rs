@@ -136,7 +136,10 @@ impl Mirror {
         if self.in_flight.as_ref().is_some_and(|in_flight| in_flight.deadline <= now) {
             self.give_up_waiting();
         }
-        if self.in_flight.is_some() || self.hold_until.is_some_and(|until| now < until) {
+        if self.is_dead()
+            || self.in_flight.is_some()
+            || self.hold_until.is_some_and(|until| now < until)
+        {
             return None;
         }
         self.hold_until = None;

@@ -62,6 +62,7 @@ struct Wire {
     plans: VecDeque<Plan>,
     fallback: Option<fn() -> Plan>,
     to_device: Option<mpsc::UnboundedSender<Message>>,
+    before_unsuback: Vec<Message>,
 }
 
 pub struct Script {
@@ -108,7 +109,12 @@ impl Transport for Script {
 
     async fn unsubscribe(&mut self, filter: &str) -> Result<(), ConnectionError> {
         self.seen.send(Seen::Unsubscribe(filter.to_owned())).unwrap();
-        self.is_live()
+        self.is_live()?;
+        let mut wire = self.wire.lock().unwrap();
+        let late = std::mem::take(&mut wire.before_unsuback);
+        let to_device = wire.to_device.as_ref().unwrap();
+        late.into_iter().for_each(|message| to_device.send(message).unwrap());
+        Ok(())
     }
 
     fn publish(&mut self, topic: &str, payload: Vec<u8>) -> Result<(), ConnectionError> {
@@ -284,6 +290,12 @@ impl Rig {
         let mut patch = patch.clone();
         patch["$version"] = json!(version);
         self.send(format!("$iothub/twin/PATCH/properties/desired/?$version={version}"), &patch);
+    }
+
+    /// A call that the hub sends just before it confirms the next UNSUBSCRIBE.
+    pub fn call_before_unsuback(&self, method: &str, id: &str) {
+        let topic = format!("$iothub/methods/POST/{method}/?$rid={id}");
+        self.wire.lock().unwrap().before_unsuback.push(Message { topic, payload: Vec::new() });
     }
 
     pub fn call(&self, method: &str, id: &str, payload: &Value) {
