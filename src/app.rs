@@ -311,6 +311,6 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
         // The try was for one boot only, so the restart is right all the same.
         warn!(error = %chain(&error), "the bootloader could not be told");
     }
-    os::restart(&config.restart, boot.restart_argument().filter(|_| false))?;
+    os::restart(&config.restart, None)?;
     Ok(TrialEnd::Restarting)
 }
