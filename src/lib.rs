@@ -6,9 +6,14 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod fetch;
+pub mod health;
 pub mod hub;
 pub mod install;
 pub mod logging;
+<<<<<<< HEAD
+=======
+pub mod os;
+>>>>>>> device
 pub mod request;
 pub mod store;
 pub mod supervisor;
