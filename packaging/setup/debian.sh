@@ -46,10 +46,9 @@ else
     fail "missing: ${missing[*]}. Run this as root, or install sudo"
 fi
 
-install_missing() {
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --yes --quiet --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}"
-}
+install=(apt-get install --yes --quiet --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}")
+renew_lists() { "${as_root[@]}" apt-get update --quiet; }
+install_missing() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"; }
 
 # The package starts a web server on port 80, now and at every boot, and nobody asked for that: its
 # service is kept from starting while it is installed, and is disabled afterwards. An nginx that
@@ -67,9 +66,10 @@ case " ${missing[*]} " in *" nginx "*)
 esac
 
 say "installing: ${missing[*]}"
+"${install[@]}" --simulate >/dev/null 2>&1 || renew_lists
 if ! install_missing; then
-    say "the package lists are missing or old, renewing them"
-    "${as_root[@]}" apt-get update --quiet
+    say "the package lists may be old: renewing them, then once more"
+    renew_lists
     install_missing
 fi
 if [ "$new_nginx" = yes ] && [ -x /usr/sbin/update-rc.d ]; then
