@@ -22,6 +22,8 @@ type Parsed<T> = ModalResult<T, Expected>;
 /// Deeper conditions are refused, so that no query can exhaust the stack.
 const DEEPEST: usize = 64;
 
+const SELECTED: &str = "`*`, `COUNT()` or property paths";
+
 const KEYWORDS: [&str; 15] = [
     "SELECT", "TOP", "FROM", "WHERE", "GROUP", "BY", "AS", "AND", "OR", "NOT", "IN", "NIN", "NULL",
     "TRUE", "FALSE",
@@ -68,11 +70,11 @@ pub(super) fn query(input: &mut Input<'_>) -> Parsed<Query> {
     keyword("SELECT").parse_next(input).map_err(|_| ErrMode::Cut(Expected("`SELECT`")))?;
     let top = opt(preceded(keyword("TOP"), must("a number of rows", word(dec_uint))))
         .parse_next(input)?;
-    let select = must("`*`, `COUNT()` or property paths", select).parse_next(input)?;
+    let select = select(input)?;
     must("`,` or `FROM`", keyword("FROM")).parse_next(input)?;
     let source =
         must("`devices`, `devices.modules` or `devices.jobs`", source).parse_next(input)?;
-    let condition = opt(preceded(keyword("WHERE"), cut_err(any_of))).parse_next(input)?;
+    let condition = opt(preceded(keyword("WHERE"), any_of)).parse_next(input)?;
     let expected = match condition {
         None => "`WHERE` or the end of the query",
         Some(_) => "`AND`, `OR` or the end of the query",
@@ -82,7 +84,7 @@ pub(super) fn query(input: &mut Input<'_>) -> Parsed<Query> {
 }
 
 pub(super) fn condition(input: &mut Input<'_>) -> Parsed<Condition> {
-    let test = cut_err(any_of).parse_next(input)?;
+    let test = any_of(input)?;
     must("`AND`, `OR` or the end of the condition", eof).parse_next(input)?;
     Ok(Condition(test))
 }
@@ -92,7 +94,7 @@ fn select(input: &mut Input<'_>) -> Parsed<Select> {
     alt((
         sign("*").value(Select::Everything),
         preceded(count, alias).map(Select::Count),
-        separated(1.., (path, alias), sign(",")).map(Select::Columns),
+        separated(1.., (must(SELECTED, path), alias), sign(",")).map(Select::Columns),
     ))
     .parse_next(input)
 }
@@ -116,7 +118,9 @@ fn any_of(input: &mut Input<'_>) -> Parsed<Test> {
 }
 
 fn all_of(input: &mut Input<'_>) -> Parsed<Test> {
-    separated(1.., test, keyword("AND")).map(|tests| one_or(tests, Test::All)).parse_next(input)
+    separated(1.., cut_err(test), keyword("AND"))
+        .map(|tests| one_or(tests, Test::All))
+        .parse_next(input)
 }
 
 fn one_or(mut tests: Vec<Test>, many: fn(Vec<Test>) -> Test) -> Test {
@@ -139,7 +143,7 @@ fn test(input: &mut Input<'_>) -> Parsed<Test> {
         "a condition",
         alt((
             preceded(keyword("NOT"), cut_err(test)).map(|test| Test::Not(Box::new(test))),
-            delimited(sign("("), cut_err(any_of), must("`AND`, `OR` or `)`", sign(")"))),
+            delimited(sign("("), any_of, must("`AND`, `OR` or `)`", sign(")"))),
             delimited(defined, must("a property path", path), must("`)`", sign(")")))
                 .map(Test::Defined),
             comparison,
