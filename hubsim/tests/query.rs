@@ -271,10 +271,15 @@ fn near_queries() -> impl Strategy<Value = String> {
     prop::collection::vec(word, 0..24).prop_map(|words| words.join(" "))
 }
 
+const KEYWORDS: [&str; 15] = [
+    "select", "top", "from", "where", "group", "by", "as", "and", "or", "not", "in", "nin", "null",
+    "true", "false",
+];
+
 fn names(first: bool) -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-z_$][a-zA-Z0-9_$]{0,6}".prop_filter("names start like names", move |name| {
-            !first || !["or", "in", "by", "as", "top", "and", "not", "nin"].contains(&name.as_str())
+            !first || !KEYWORDS.contains(&name.to_lowercase().as_str())
         }),
         "[^\\]\\[]{1,8}".prop_map(|name| format!("[[{name}]]")),
     ]
