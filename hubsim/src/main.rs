@@ -1,0 +1,161 @@
+//! `hubsim`: a local Azure IoT Hub on the command line.
+
+#![expect(clippy::print_stdout, reason = "a program for people; its events are its output")]
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use hubsim::{Event, Hub, Options};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A local Azure IoT Hub for tests and demonstrations.
+///
+/// Makes a certificate authority of its own, prints connection strings and then one line per event
+/// until it is stopped. Microsoft's SDKs fix the ports, so the defaults are IoT Hub's; ports below
+/// 1024 need root or CAP_NET_BIND_SERVICE.
+#[derive(Debug, Parser)]
+#[command(name = "hubsim", version)]
+struct Arguments {
+    /// A device to register, or a module as DEVICE/MODULE; may be given more than once
+    #[arg(long, value_name = "ID")]
+    device: Vec<String>,
+    /// Folder for certificates, identities and twins; without it everything is forgotten at the end
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    bind: IpAddr,
+    /// Port for MQTT over TLS; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8883)]
+    mqtt_port: u16,
+    /// Port for HTTPS and WebSockets; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 443)]
+    https_port: u16,
+    /// Port for the admin endpoint (faults, clock, events), plain HTTP on loopback; 0 takes a free one
+    #[arg(long, value_name = "PORT")]
+    admin_port: Option<u16>,
+    /// The hub's host name, as in connection strings
+    #[arg(long, value_name = "HOST", default_value = "twinboot.azure-devices.net")]
+    name: String,
+    /// A further name or address for the certificate; may be given more than once
+    #[arg(long, value_name = "HOST")]
+    extra_name: Vec<String>,
+    /// How events are written
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    log: Log,
+    /// Seconds for which a connection outlives its token
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    sas_grace: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Log {
+    Text,
+    Json,
+}
+
+impl Arguments {
+    fn options(&self) -> Options {
+        Options {
+            hub_name: self.name.clone(),
+            mqtt: SocketAddr::new(self.bind, self.mqtt_port),
+            https: SocketAddr::new(self.bind, self.https_port),
+            admin: self.admin_port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+            state: self.state.clone(),
+            sas_grace: Duration::from_secs(self.sas_grace),
+            extra_names: self.extra_name.clone(),
+            ..Options::default()
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    // Before anything is printed: whoever reads the output may send the signal at once.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let hub = Hub::start(arguments.options()).await.map_err(with_causes)?;
+    for device in &arguments.device {
+        hub.add_device(device)?;
+    }
+    print_start(&hub, &arguments)?;
+    let mut events = hub.events_from_start();
+    loop {
+        // Cancel-safe: all three.
+        tokio::select! {
+            event = events.next() => print_event(&event, arguments.log)?,
+            _ = terminate.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    hub.stop().await;
+    while let Some(event) = events.try_next() {
+        print_event(&event, arguments.log)?;
+    }
+    Ok(())
+}
+
+/// What a person or a script needs to connect.
+fn print_start(hub: &Hub, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let devices = arguments
+        .device
+        .iter()
+        .map(|id| Ok((id.as_str(), hub.device_connection_string(id)?)))
+        .collect::<Result<Vec<_>, hubsim::HubError>>()?;
+    let service = hub.service_connection_string();
+    if arguments.log == Log::Json {
+        let devices: serde_json::Map<_, _> =
+            devices.into_iter().map(|(id, text)| (id.to_owned(), text.into())).collect();
+        let start = serde_json::json!({
+            "event": "started",
+            "hubName": hub.hub_name(),
+            "mqtt": hub.mqtt_addr(),
+            "https": hub.https_addr(),
+            "admin": hub.admin_addr(),
+            "ca": hub.ca_path(),
+            "service": service,
+            "devices": devices,
+        });
+        println!("{start}");
+        return Ok(());
+    }
+    println!("hub      {}", hub.hub_name());
+    println!("mqtt     {}", hub.mqtt_addr());
+    println!(
+        "https    {}  (page: https://localhost:{}/)",
+        hub.https_addr(),
+        hub.https_addr().port()
+    );
+    if let Some(admin) = hub.admin_addr() {
+        println!("admin    http://{admin}/");
+    }
+    println!("trust    {}", hub.ca_path().display());
+    println!("service  {service}");
+    for (id, text) in devices {
+        println!("device   {id}  {text}");
+    }
+    Ok(())
+}
+
+fn print_event(event: &Event, log: Log) -> Result<(), serde_json::Error> {
+    match log {
+        Log::Text => println!("{event}"),
+        Log::Json => println!("{}", serde_json::to_string(event)?),
+    }
+    Ok(())
+}
+
+/// The error with all its causes in one line, for a person.
+fn with_causes(error: hubsim::StartError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
