@@ -2,17 +2,17 @@
 //
 //   node check_device.js PROGRAM ARGUMENT...
 //
-// runs the device; DEVICE_ID, DEVICE_TRANSPORT and its credential (see device.js) are in the
-// environment. With TOKEN_SECONDS set the check is about renewal of the token alone.
+// registers and runs the device that the environment describes (see hub.js); DEVICE_TRANSPORT is
+// mqtt or websocket. With a short token the check is about its renewal alone.
 'use strict';
 
-const { assert, call, events, fault, registry, run, start, step, twinOf, until } = require('./hub.js');
+const { assert, call, events, fault, register, registry, run, start, step, twinOf, until } = require('./hub.js');
 
-const device = process.env.DEVICE_ID;
+const { DEVICE_ID: device, DEVICE_CREDENTIAL: credential } = process.env;
 const transport = process.env.DEVICE_TRANSPORT === 'websocket' ? 'webSocket' : 'mqtt';
 
 /** Waits for the device's n-th connection, counted from 1. */
-const connection = (n) => until(`connection ${n} of ${device}`, () => events(device, 'connected')[n - 1]);
+const connection = (n) => until(`connection ${n} of ${device}`, async () => (await events(device, 'connected'))[n - 1]);
 
 /** Writes desired properties and waits until the device has told what it was told. */
 async function desire(desired) {
@@ -78,8 +78,8 @@ async function desires() {
 
 async function telemetry() {
   assert.equal((await call(device, 'send', { temperature: 21.5 })).status, 200);
-  const message = await until('the message', () => events(device, 'telemetry')[0]);
-  assert.equal(message.text, '{"temperature":21.5}');
+  const message = await until('the message', async () => (await events(device, 'telemetry'))[0]);
+  assert.deepEqual(JSON.parse(message.text), { temperature: 21.5 });
   assert.equal(message.properties['a key'], 'a value / with signs & more');
   assert.equal(message.properties['$.ct'], 'application/json');
 }
@@ -102,12 +102,12 @@ async function renewal() {
   await desire({ renewed: true });
   await connection(3);
   await call(device, 'echo', 'renewed again', { connectTimeoutInSeconds: 20 });
-  assert.deepEqual(events(device, 'authFailed'), []);
+  assert.deepEqual(await events(device, 'authFailed'), []);
 }
 
 run(async () => {
   const [program, ...args] = process.argv.slice(2);
-  const { ended } = start(program, args, {});
+  const { ended } = start(program, args, await register());
   const ready = until('the device to report', async () => (await twinOf(device)).properties.reported.ready);
   const early = ended.then((code) => { throw new Error(`the device ended with ${code}`); });
   await step('connects and reports', () => Promise.race([ready, early]));
@@ -115,7 +115,7 @@ run(async () => {
   assert.deepEqual([first.transport, first.clean, first.sessionPresent], [transport, false, false]);
   assert.equal((await twinOf(device)).connectionState, 'Connected');
 
-  if (process.env.TOKEN_SECONDS) {
+  if (credential === 'shortToken') {
     await step('renews its token', renewal);
   } else {
     await step('answers methods', methods);
@@ -123,7 +123,7 @@ run(async () => {
     await step('is told of desired properties', desires);
     await step('sends a message', telemetry);
     await step('comes back after a lost connection', () => again(2, 'dropNow'));
-    if (process.env.DEVICE_CONNECTION) await step('comes back after its token expired', () => again(3, 'expireTokenNow'));
+    if (credential === 'token') await step('comes back after its token expired', () => again(3, 'expireTokenNow'));
   }
   await step('leaves', async () => {
     assert.equal((await call(device, 'quit', null)).status, 200);

@@ -2,12 +2,12 @@
 //
 //   node check_operators.js PYTHON OPERATORS
 //
-// PYTHON is the Python to use, OPERATORS the folder of the programs; DEVICE_ID and
-// DEVICE_CONNECTION are in the environment.
+// PYTHON is the Python to use, OPERATORS the folder of the programs; the environment is that of
+// check_device.js.
 'use strict';
 
 const path = require('node:path');
-const { assert, run, start, step, twinOf, until } = require('./hub.js');
+const { assert, register, run, start, step, twinOf, until } = require('./hub.js');
 
 const { DEVICE_ID, HUB_CA, HUB_SERVICE } = process.env;
 const [python, operators] = process.argv.slice(2);
@@ -21,7 +21,7 @@ function operate(program, script, uri, ...more) {
 const status = async () => (await twinOf(DEVICE_ID)).properties.reported.iothubDM.firmwareUpdate.status;
 
 run(async () => {
-  start(process.execPath, [path.join(__dirname, 'tutorial_device.js')], {});
+  start(process.execPath, [path.join(__dirname, 'tutorial_device.js')], await register());
   await until('the device to report', async () => (await twinOf(DEVICE_ID)).properties.reported.ready);
   await step("the Node operator's update", async () => {
     assert.equal(await operate(process.execPath, 'firmware_update.js', 'https://example.org/1.bin'), 0);

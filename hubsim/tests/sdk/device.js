@@ -74,7 +74,7 @@ async function main() {
   };
   for (const [name, method] of Object.entries(methods)) {
     client.onDeviceMethod(name, async (request, response) => {
-      console.log('method', name, JSON.stringify(request.payload));
+      console.log('method', name, JSON.stringify(request.payload)?.slice(0, 200));
       const answer = await method(request.payload);
       if (answer) await response.send(...answer);
       if (name === 'quit') finished();

@@ -68,7 +68,7 @@ def answer(request):
 
 
 def on_method(request):
-    print("method", request.name, json.dumps(request.payload), flush=True)
+    print("method", request.name, json.dumps(request.payload)[:200], flush=True)
     answered = answer(request)
     if answered is not None:
         client.send_method_response(MethodResponse.create_from_method_request(request, *answered))

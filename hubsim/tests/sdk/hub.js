@@ -1,11 +1,12 @@
-// What the checks share: the hub under test as a service sees it, its log and its faults.
+// What the checks share: the hub under test as a service sees it, its events and its faults.
 //
-// The environment names the hub: HUB_SERVICE (connection string), HUB_HOST, HUB_CA (path),
-// HUB_ADMIN (address of the admin endpoint), HUB_LOG (path of its JSON log).
+// The environment names the hub: HUB_SERVICE (connection string), HUB_HOST, HUB_CA (path), HUB_ADMIN
+// (address of the admin endpoint). DEVICE_ID is the device to be made, DEVICE_CREDENTIAL says what
+// it shows: token, shortToken (renewed after seconds) or certificate (DEVICE_CERT and DEVICE_KEY are
+// its files, DEVICE_THUMBPRINT its SHA-256 in hex).
 'use strict';
 
 const assert = require('node:assert/strict');
-const fs = require('node:fs');
 const http = require('node:http');
 const { spawn } = require('node:child_process');
 const { Client, Registry } = require('azure-iothub');
@@ -27,29 +28,47 @@ async function until(what, look) {
   }
 }
 
-/** Events that the hub told about a device, oldest first. */
-function events(device, kind) {
-  const lines = fs.readFileSync(env.HUB_LOG, 'utf8').split('\n').slice(0, -1);
-  const all = lines.filter((line) => line.startsWith('{')).map((line) => JSON.parse(line));
-  return all.filter((event) => event.identity === device && event.event === kind);
+/** Registers the device that the environment describes; gives what its program needs to know. */
+async function register() {
+  const deviceId = env.DEVICE_ID;
+  if (env.DEVICE_CREDENTIAL === 'certificate') {
+    const x509Thumbprint = { primaryThumbprint: env.DEVICE_THUMBPRINT };
+    await registry.create({ deviceId, authentication: { type: 'selfSigned', x509Thumbprint } });
+    return {};
+  }
+  const { primaryKey, secondaryKey } = (await registry.create({ deviceId })).responseBody.authentication.symmetricKey;
+  // Both keys must do, and a gateway name must not be taken for the hub's.
+  const [key, gateway] = env.DEVICE_TRANSPORT === 'websocket'
+    ? [secondaryKey, ';GatewayHostName=localhost'] : [primaryKey, ''];
+  const settings = { DEVICE_CONNECTION: `HostName=${env.HUB_HOST};DeviceId=${deviceId};SharedAccessKey=${key}${gateway}` };
+  // The Python SDK renews 120 s before the end, whatever the life of the token.
+  return env.DEVICE_CREDENTIAL === 'shortToken'
+    ? { ...settings, TOKEN_SECONDS: '123', TOKEN_MARGIN: '120' } : settings;
 }
 
-/** Puts a fault in, by the admin endpoint. */
-function fault(device, what) {
-  const body = JSON.stringify(what);
-  const url = `${env.HUB_ADMIN}/admin/devices/${encodeURIComponent(device)}/faults`;
-  const headers = { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(body) };
+/** Asks the admin endpoint; gives the answer's JSON, if it has any. */
+function admin(method, path, body) {
+  const text = body === undefined ? '' : JSON.stringify(body);
+  const headers = { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(text) };
   return new Promise((done, failed) => {
-    const request = http.request(url, { method: 'POST', headers }, (response) => {
-      let text = '';
-      response.on('data', (part) => { text += part; });
+    const request = http.request(env.HUB_ADMIN + path, { method, headers }, (response) => {
+      let answer = '';
+      response.on('data', (part) => { answer += part; });
       response.on('end', () => (response.statusCode < 300
-        ? done() : failed(new Error(`fault: ${response.statusCode} ${text}`))));
+        ? done(answer && JSON.parse(answer))
+        : failed(new Error(`${method} ${path}: ${response.statusCode} ${answer}`))));
     });
     request.on('error', failed);
-    request.end(body);
+    request.end(text);
   });
 }
+
+/** What has happened to a device, oldest first. */
+const events = async (device, kind) => (await admin('GET', '/events'))
+  .filter((event) => event.identity === device && event.event === kind);
+
+/** Puts a fault in. */
+const fault = (device, what) => admin('POST', `/devices/${encodeURIComponent(device)}/faults`, what);
 
 /** A method's answer, as `{status, payload}`. */
 async function call(device, methodName, payload, timeouts = {}) {
@@ -97,4 +116,4 @@ async function step(name, action) {
   return action();
 }
 
-module.exports = { assert, call, client, events, fault, refusal, registry, run, start, step, twinOf, until };
+module.exports = { assert, call, client, events, fault, refusal, register, registry, run, start, step, twinOf, until };
