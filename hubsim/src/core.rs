@@ -73,6 +73,8 @@ pub(crate) struct Push {
     pub(crate) topic: String,
     pub(crate) payload: Bytes,
     pub(crate) qos: u8,
+    /// Sent again at once, with the mark for it at QoS 1.
+    pub(crate) doubled: bool,
 }
 
 /// A method call that waits for its answer.
@@ -124,11 +126,11 @@ impl Core {
     }
 
     pub(crate) fn events_from_now(&self) -> Events {
-        self.log.from_now()
+        self.log.read_from_now()
     }
 
     pub(crate) fn events_from_start(&self) -> Events {
-        self.log.from_start()
+        self.log.read_from_start()
     }
 
     /// Waits until `condition` holds for the book; looked at after every change of a session.
@@ -294,10 +296,23 @@ impl Session {
     }
 
     /// Sends to the device if it is connected and subscribed; nothing is ever kept for later.
+    /// `limit` is the highest QoS that the hub uses.
     pub(crate) fn push(&self, filter: Filter, topic: String, payload: Bytes, limit: u8) -> bool {
+        self.push_copies(filter, topic, payload, limit, false)
+    }
+
+    /// The same, delivered twice if `doubled`.
+    pub(crate) fn push_copies(
+        &self,
+        filter: Filter,
+        topic: String,
+        payload: Bytes,
+        limit: u8,
+        doubled: bool,
+    ) -> bool {
         let (Some(live), Some(granted)) = (&self.live, self.filters.get(&filter)) else {
             return false;
         };
-        live.out.send(Push { topic, payload, qos: limit.min(*granted) }).is_ok()
+        live.out.send(Push { topic, payload, qos: limit.min(*granted), doubled }).is_ok()
     }
 }

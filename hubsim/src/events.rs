@@ -135,12 +135,12 @@ impl Log {
     }
 
     /// A reader that starts with the oldest event kept.
-    pub(crate) fn from_start(&self) -> Events {
+    pub(crate) fn read_from_start(&self) -> Events {
         Events { log: self.clone(), next: 0 }
     }
 
     /// A reader of what is to come.
-    pub(crate) fn from_now(&self) -> Events {
+    pub(crate) fn read_from_now(&self) -> Events {
         Events { log: self.clone(), next: self.kept.lock().next }
     }
 }

@@ -1,10 +1,10 @@
 //! `hubsim`: a local Azure IoT Hub on the command line.
 
-#![expect(clippy::print_stdout, reason = "a program for people; its events are its output")]
-
 use std::error::Error;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -73,15 +73,27 @@ impl Arguments {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If not even this can be written, the exit code still tells.
+            let _ = writeln!(io::stderr(), "hubsim: {}", with_causes(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the hub until a signal ends it.
+async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     // Before anything is printed: whoever reads the output may send the signal at once.
     let mut terminate = signal(SignalKind::terminate())?;
-    let hub = Hub::start(arguments.options()).await.map_err(with_causes)?;
-    for device in &arguments.device {
-        hub.add_device(device)?;
+    let hub = Hub::start(arguments.options()).await?;
+    let mut devices = Vec::new();
+    for id in &arguments.device {
+        devices.push((id.clone(), hub.add_device(id)?));
     }
-    print_start(&hub, &arguments)?;
+    print_start(&hub, &devices, arguments.log)?;
     let mut events = hub.events_from_start();
     loop {
         // Cancel-safe: all three.
@@ -99,16 +111,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// What a person or a script needs to connect.
-fn print_start(hub: &Hub, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let devices = arguments
-        .device
-        .iter()
-        .map(|id| Ok((id.as_str(), hub.device_connection_string(id)?)))
-        .collect::<Result<Vec<_>, hubsim::HubError>>()?;
+fn print_start(hub: &Hub, devices: &[(String, String)], log: Log) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     let service = hub.service_connection_string();
-    if arguments.log == Log::Json {
+    if log == Log::Json {
         let devices: serde_json::Map<_, _> =
-            devices.into_iter().map(|(id, text)| (id.to_owned(), text.into())).collect();
+            devices.iter().map(|(id, text)| (id.clone(), text.as_str().into())).collect();
         let start = serde_json::json!({
             "event": "started",
             "hubName": hub.hub_name(),
@@ -119,43 +127,30 @@ fn print_start(hub: &Hub, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             "service": service,
             "devices": devices,
         });
-        println!("{start}");
-        return Ok(());
+        return writeln!(out, "{start}");
     }
-    println!("hub      {}", hub.hub_name());
-    println!("mqtt     {}", hub.mqtt_addr());
-    println!(
-        "https    {}  (page: https://localhost:{}/)",
-        hub.https_addr(),
-        hub.https_addr().port()
-    );
+    let page = format!("page: https://localhost:{}/", hub.https_addr().port());
+    writeln!(out, "hub      {}", hub.hub_name())?;
+    writeln!(out, "mqtt     {}", hub.mqtt_addr())?;
+    writeln!(out, "https    {}  ({page})", hub.https_addr())?;
     if let Some(admin) = hub.admin_addr() {
-        println!("admin    http://{admin}/");
+        writeln!(out, "admin    http://{admin}/")?;
     }
-    println!("trust    {}", hub.ca_path().display());
-    println!("service  {service}");
-    for (id, text) in devices {
-        println!("device   {id}  {text}");
-    }
-    Ok(())
+    writeln!(out, "trust    {}", hub.ca_path().display())?;
+    writeln!(out, "service  {service}")?;
+    devices.iter().try_for_each(|(id, text)| writeln!(out, "device   {id}  {text}"))
 }
 
-fn print_event(event: &Event, log: Log) -> Result<(), serde_json::Error> {
+fn print_event(event: &Event, log: Log) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     match log {
-        Log::Text => println!("{event}"),
-        Log::Json => println!("{}", serde_json::to_string(event)?),
+        Log::Text => writeln!(out, "{event}"),
+        Log::Json => writeln!(out, "{}", serde_json::to_string(event)?),
     }
-    Ok(())
 }
 
 /// The error with all its causes in one line, for a person.
-fn with_causes(error: hubsim::StartError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
+fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -120,24 +120,18 @@ impl Core {
             return Err(HubError::NotOnline { waited: call.connect_timeout });
         };
         let topic = session.style().method_call(&call.name, &rid);
-        let times = if session.faults.doubles_method() { 2 } else { 1 };
-        let payload = String::from_utf8_lossy(&call.payload).into_owned();
-        for _ in 0..times {
-            self.tell(
-                Some(identity),
-                EventKind::MethodCalled {
-                    method: call.name.clone(),
-                    rid: rid.clone(),
-                    payload: payload.clone(),
-                },
-            );
-            session.push(
-                Filter::Methods,
-                topic.clone(),
-                call.payload.clone(),
-                self.options.push_qos,
-            );
-        }
+        let doubled = session.faults.doubles_method();
+        // Told before it goes out: the answer may come at once.
+        self.tell(
+            Some(identity),
+            EventKind::MethodCalled {
+                method: call.name.clone(),
+                rid,
+                payload: String::from_utf8_lossy(&call.payload).into_owned(),
+            },
+        );
+        let (payload, qos) = (call.payload.clone(), self.options.push_qos);
+        session.push_copies(Filter::Methods, topic, payload, qos, doubled);
         drop(book);
         Ok((pending, receiver))
     }

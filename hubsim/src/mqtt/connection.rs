@@ -20,6 +20,7 @@ use crate::events::{EventKind, Reason, Transport};
 use crate::faults::PacketFate;
 use crate::identity::Identity;
 use crate::options::UnknownTopic;
+use crate::service::MAX_METHOD_PAYLOAD;
 
 /// Largest message, properties included. Source: IoT Hub limits (256 KB).
 const MAX_MESSAGE: usize = 256 * 1024;
@@ -242,7 +243,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             publish.pkid = self.next_id;
             self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         }
-        self.wire.send(|buffer| publish.write(buffer)).await
+        self.wire.send(|buffer| publish.write(buffer)).await?;
+        if push.doubled {
+            publish.dup = qos == QoS::AtLeastOnce;
+            self.wire.send(|buffer| publish.write(buffer)).await?;
+        }
+        Ok(())
     }
 
     async fn packet(&mut self, packet: Result<Packet, WireError>) -> Result<(), Reason> {
@@ -290,7 +296,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Packet::PingReq if answer => self.wire.send(|buffer| PingResp.write(buffer)).await,
             Packet::PingReq | Packet::PubAck(_) => Ok(()),
             Packet::Disconnect => Err(Reason::ClientDisconnected),
-            other => Err(Reason::Protocol(format!("a client does not send {other:?}"))),
+            // Not told in detail: a second CONNECT has a token in it.
+            _ => Err(Reason::Protocol("a packet that a client does not send here".to_owned())),
         }
     }
 
@@ -319,6 +326,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Published::TwinGet { rid } => core.device_reads_twin(identity, &rid),
             Published::ReportedPatch { rid } => {
                 core.device_reports(identity, rid.as_deref(), &publish.payload);
+            }
+            Published::MethodAnswer { .. } if publish.payload.len() > MAX_METHOD_PAYLOAD => {
+                return Err(Reason::Protocol("method answer over 128 KB".to_owned()));
             }
             Published::MethodAnswer { status, rid } => {
                 core.device_answers(identity, rid, status, publish.payload);

@@ -41,13 +41,29 @@ impl FromRequestParts<Arc<Core>> for Target {
 #[derive(Debug)]
 pub(super) struct Failure {
     error: HubError,
+    form: Form,
     tracking_id: String,
     timestamp: String,
 }
 
+/// The two bodies that errors come in.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Flat,
+    Nested,
+}
+
 impl Failure {
+    /// An error of a registry, twin or query call, or a refused token. Node's SDK recognises an
+    /// unknown device by the flat body only.
     pub(super) fn new(core: &Core, error: HubError) -> Self {
-        Self { error, tracking_id: core.tracking_id(), timestamp: core.clock.stamp() }
+        let (tracking_id, timestamp) = (core.tracking_id(), core.clock.stamp());
+        Self { error, form: Form::Flat, tracking_id, timestamp }
+    }
+
+    /// An error of a method call.
+    pub(super) fn of_method(core: &Core, error: HubError) -> Self {
+        Self { form: Form::Nested, ..Self::new(core, error) }
     }
 
     /// The two-layered body: the outer `Message` is a string that holds JSON. C#'s SDK wants the
@@ -73,7 +89,7 @@ impl Failure {
         json!({ "Message": message.to_string(), "ExceptionMessage": "" })
     }
 
-    /// The older body, of registry calls and refused tokens.
+    /// The older body.
     fn flat(&self) -> Value {
         json!({
             "Message": format!("ErrorCode:{};{}", self.error.name(), self.error),
@@ -84,11 +100,10 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let old = matches!(
-            self.error,
-            HubError::Unauthorized(_) | HubError::AlreadyExists(_) | HubError::InvalidId(_)
-        );
-        let body = if old { self.flat() } else { self.nested() };
+        let body = match self.form {
+            Form::Flat => self.flat(),
+            Form::Nested => self.nested(),
+        };
         let status = StatusCode::from_u16(self.error.http_status())
             .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = [("content-type", JSON), ("iothub-errorcode", self.error.name())];

@@ -39,9 +39,9 @@ pub(super) async fn call(
     body: Bytes,
 ) -> Result<Response, Failure> {
     authorize(&core, &headers, Right::ServiceConnect)?;
-    let call = parse(&body).map_err(|error| Failure::new(&core, error))?;
+    let call = parse(&body).map_err(|error| Failure::of_method(&core, error))?;
     let answer = core.call(&identity, call).await;
-    let (status, payload) = answer.map_err(|error| Failure::new(&core, error))?;
+    let (status, payload) = answer.map_err(|error| Failure::of_method(&core, error))?;
     // The hub pastes the device's bytes as they are: an empty answer makes a body that is not JSON.
     let mut envelope = format!("{{\"status\":{status},\"payload\":").into_bytes();
     envelope.extend_from_slice(&payload);
