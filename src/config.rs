@@ -523,7 +523,9 @@ pub struct Restart {
 impl Default for Restart {
     fn default() -> Self {
         Restart {
-            command: ["systemctl", "reboot", "--reboot-argument={argument}"].map(str::to_owned).into(),
+            command: ["systemctl", "reboot", "--reboot-argument={argument}"]
+                .map(str::to_owned)
+                .into(),
             limit_s: Seconds::of(300),
         }
     }

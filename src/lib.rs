@@ -11,10 +11,7 @@ pub mod health;
 pub mod hub;
 pub mod install;
 pub mod logging;
-<<<<<<< HEAD
-=======
 pub mod os;
->>>>>>> device
 pub mod request;
 pub mod store;
 pub mod supervisor;
