@@ -109,6 +109,14 @@ impl Config {
         if self.restart.command.is_empty() {
             return Err("restart.command = []: must name a program".to_owned());
         }
+        let places = self.restart.command.iter().any(|word| word.contains("{argument}"));
+        if self.boot.kind == BootKind::Tryboot && !places {
+            return Err(format!(
+                "restart.command = {:?}: must have a word with {{argument}} when boot.kind = \
+                 \"tryboot\": the firmware tries the other slot only if the restart carries it",
+                self.restart.command
+            ));
+        }
         if self.hub.certificate_file.is_some() != self.hub.private_key_file.is_some() {
             return Err("hub.certificate_file, hub.private_key_file: set both or none".to_owned());
         }
@@ -153,7 +161,7 @@ pub struct Hub {
     /// Address to connect to, if it is neither `GatewayHostName` nor `HostName`.
     pub host: Option<String>,
     /// Port to connect to; 8883 or 443 by the transport if not set.
-    pub port: Option<u16>,
+    pub port: Option<Whole<1, 65_535>>,
     /// Certificates the hub must chain to, PEM.
     pub ca_file: PathBuf,
     /// HTTP proxy (CONNECT), `http://host:port`.
@@ -515,7 +523,9 @@ pub struct Restart {
 impl Default for Restart {
     fn default() -> Self {
         Restart {
-            command: vec!["systemctl".to_owned(), "reboot".to_owned()],
+            command: ["systemctl", "reboot", "--reboot-argument={argument}"]
+                .map(str::to_owned)
+                .into(),
             limit_s: Seconds::of(300),
         }
     }

@@ -138,7 +138,9 @@ pub enum Order {
     /// Check the running slot until it is healthy; at the latest when the machine runs for this
     /// many seconds, if a number is given.
     Watch(Option<u64>),
-    /// Restart the machine.
+    /// Restart the machine, with the bootloader's one-shot argument if it needs one to try a slot.
+    RestartToTry,
+    /// Restart the machine into what boots by default.
     Restart,
 }
 
@@ -497,7 +499,7 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
         }
 
         (S::Switching { run, ordered_in, attempt, armed: false }, E::Switched(Ok(()))) => {
-            (S::Switching { run, ordered_in, attempt, armed: true }, vec![Order::Restart])
+            (S::Switching { run, ordered_in, attempt, armed: true }, vec![Order::RestartToTry])
         }
         (S::Switching { run, .. }, E::Switched(Err(cause))) => {
             let orders = vec![Order::CancelTry(run.target())];
