@@ -531,7 +531,7 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
         }
         // Only where it is not known which slot is good is a slot watched without a run.
         (S::Idle, E::Healthy) if book.home.is_none() => (S::Idle, vec![Order::Confirm]),
-        (S::Idle, E::Confirmed) => {
+        (S::Idle, E::Confirmed) if book.home.is_none_or(|home| home == facts.running) => {
             settle_home(book, facts);
             (S::Idle, vec![])
         }
