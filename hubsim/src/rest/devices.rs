@@ -169,10 +169,9 @@ fn import_one(core: &Core, id: Option<&str>, item: Value) -> Result<(), HubError
 }
 
 fn entry(body: Value) -> Result<Entry, HubError> {
-    match body {
-        Value::Null => Ok(Entry::default()),
-        body => serde_json::from_value(body).map_err(|error| {
-            HubError::ArgumentInvalid(format!("the body is no registry entry: {error}"))
-        }),
+    let invalid = |why: String| HubError::ArgumentInvalid(format!("no registry entry: {why}"));
+    if !body.is_object() {
+        return Err(invalid("not a JSON object".to_owned()));
     }
+    serde_json::from_value(body).map_err(|error| invalid(error.to_string()))
 }
