@@ -1,6 +1,7 @@
 //! The configuration: TOML text to values that cannot be wrong. Every range is part of a type.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -161,7 +162,7 @@ pub struct Hub {
     /// Address to connect to, if it is neither `GatewayHostName` nor `HostName`.
     pub host: Option<String>,
     /// Port to connect to; 8883 or 443 by the transport if not set.
-    pub port: Option<Whole<1, 65_535>>,
+    pub port: Option<NonZeroU16>,
     /// Certificates the hub must chain to, PEM.
     pub ca_file: PathBuf,
     /// HTTP proxy (CONNECT), `http://host:port`.

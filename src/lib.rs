@@ -1,6 +1,7 @@
 //! Firmware updates for embedded Linux devices on Azure IoT Hub.
 
 pub mod agent;
+pub mod app;
 pub mod backoff;
 pub mod boot;
 pub mod clock;

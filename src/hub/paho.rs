@@ -63,7 +63,7 @@ impl Paho {
         let proxy = self.hub.proxy.as_ref().map(config::ProxyUrl::url);
         Target {
             host: self.hub.host.as_ref().unwrap_or(&login.host).clone(),
-            port: self.hub.port.unwrap_or(default_port),
+            port: self.hub.port.map_or(default_port, std::num::NonZeroU16::get),
             ca_file: self.hub.ca_file.clone(),
             proxy: proxy
                 .and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?))),

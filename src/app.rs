@@ -1,0 +1,284 @@
+//! Picks the adapters that the configuration names, starts the parts, and stops them together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::future::BoxFuture;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::agent::{
+    Agent, HealthChecks, Identity, Inputs, Ports, ReadDesired, Restarter, Settings,
+};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::control;
+use crate::fetch::Fetcher;
+use crate::hub::{self, HubLink, Report, SessionStatus};
+use crate::install;
+use crate::logging::chain;
+use crate::os::{self, Sysroot};
+use crate::store::{FileStore, StateStore, StoreError, state_lies_on_slot};
+use crate::supervisor::Systemd;
+use crate::update::{Contracts, Device, Limits, Slot, State};
+use crate::{boot, health};
+
+/// Requests that may wait for the loop; more are refused by who offers them.
+const REQUESTS: usize = 16;
+
+/// How the agent names itself to image servers.
+const USER_AGENT: &str = concat!("twinboot/", env!("CARGO_PKG_VERSION"));
+
+/// How long the parts may take to stop; systemd kills what takes longer.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs the service until SIGTERM, or until a part fails.
+///
+/// # Errors
+/// Something is wrong with the configuration or the machine, or a part failed. The saved state
+/// is good to start from.
+pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
+    let config = Arc::new(config);
+    refuse_state_on_slot(&config, &sysroot)?;
+    let store = FileStore::open(&config.state.directory)?;
+    let clock = Arc::new(SystemClock::new(sysroot.clone()));
+    let systemd = Arc::new(Systemd::default());
+    let cancel = CancellationToken::new();
+    let mut signals = Signals::new()?;
+
+    let (requests, incoming) = mpsc::channel(REQUESTS);
+    let (desired, documents) = mpsc::channel(REQUESTS);
+    let (report, reports) = watch::channel(Arc::new(Report::default()));
+    let (status, session) = watch::channel(SessionStatus::default());
+    let server = control::Server::open(&config.control, config.fetch.allow_http)?;
+
+    let installer = install::installer(&config.install, &config.slots);
+    let fetcher = Fetcher::new(&config, installer, USER_AGENT)?;
+    let ports = Ports {
+        boot: boot::open(&config.boot, &config.slots, &sysroot),
+        store: Box::new(store),
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        images: Arc::new(fetcher),
+        health: Arc::new(Checks(Arc::clone(&config))),
+        restarter: Arc::new(Machine(Arc::clone(&config))),
+        supervisor: Arc::clone(&systemd) as Arc<_>,
+    };
+    let inputs = Inputs { requests: incoming, desired: documents, session, report };
+    let agent = Agent::start(
+        ports,
+        settings(&config),
+        inputs,
+        read_desired(&config),
+        identity(&config, &sysroot, clock.as_ref())?,
+    )
+    .await?;
+    if let Some(newest) = agent.saved().newest_time {
+        clock.raise_floor(newest);
+    }
+
+    let link = HubLink { requests: requests.clone(), desired, report: reports, status };
+    let credential = hub::credential::Source::new(
+        &config.hub,
+        std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).as_deref(),
+    );
+    let session = hub::session::Session {
+        transport: hub::paho::Paho::new(&config.hub),
+        source: credential,
+        link,
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        rules: rules(&config),
+        timing: (&config.hub).into(),
+    };
+    let mut parts: JoinSet<Result<()>> = JoinSet::new();
+    let stop = cancel.child_token();
+    parts.spawn(async move {
+        session.run(stop).await;
+        Ok(())
+    });
+    let stop = cancel.child_token();
+    parts.spawn(async move {
+        server.run(requests, stop).await;
+        Ok(())
+    });
+    let stop = cancel.child_token();
+    parts.spawn(async move { agent.run(stop).await.context("the agent gave up") });
+
+    systemd.ready();
+    info!(version = env!("CARGO_PKG_VERSION"), "twinbootd is ready");
+    let ended = tokio::select! {
+        name = signals.next() => {
+            info!(signal = name, "stopping");
+            Ok(())
+        }
+        Some(part) = parts.join_next() => part.context("a part broke off").flatten(),
+    };
+    systemd.stopping();
+    cancel.cancel();
+    let rest = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_LIMIT, rest).await.is_err() {
+        warn!("not every part stopped in time");
+    }
+    ended
+}
+
+fn refuse_state_on_slot(config: &Config, sysroot: &Sysroot) -> Result<()> {
+    match state_lies_on_slot(&config.state.directory, &config.slots, sysroot) {
+        Some(problem) if config.state.allow_on_slot => {
+            warn!("{problem}");
+            Ok(())
+        }
+        Some(problem) => bail!(problem),
+        None => Ok(()),
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let small = |number: u64| u8::try_from(number).unwrap_or(u8::MAX);
+    Settings {
+        limits: Limits {
+            attempts: small(config.update.max_attempts.get()),
+            trial_starts: small(config.update.max_trial_starts.get()),
+            trial_s: config.update.trial_limit_s.duration().as_secs(),
+        },
+        hub_must_be_well: config.health.hub,
+        health_interval: config.health.interval_s.duration(),
+        progress_interval: config.report.progress_interval_s.duration(),
+        progress_step_percent: config.report.progress_step_percent.get(),
+        restart_report_limit: config.update.restart_report_limit_s.duration(),
+        restart_limit: config.restart.limit_s.duration(),
+    }
+}
+
+fn identity(config: &Config, sysroot: &Sysroot, clock: &dyn Clock) -> Result<Identity> {
+    let mut notices = Vec::new();
+    let running_version = os::running_version(&config.device, sysroot).unwrap_or_else(|error| {
+        let notice = chain(&error).to_string();
+        warn!(notice, "the running version is not known");
+        notices.push(notice);
+        None
+    });
+    Ok(Identity {
+        boot: os::boot_id(sysroot)?,
+        device: Device {
+            agent_version: env!("CARGO_PKG_VERSION"),
+            // The bootloader has the word; the agent asks it.
+            running: Slot::A,
+            running_version,
+            started: clock.wall(),
+            contracts: Contracts {
+                iothub_dm: config.report.iothub_dm,
+                firmware_status: config.report.firmware_status,
+                firmware: config.report.firmware,
+            },
+            notices,
+        },
+    })
+}
+
+fn rules(config: &Config) -> hub::payload::Rules {
+    hub::payload::Rules { allow_http: config.fetch.allow_http }
+}
+
+fn read_desired(config: &Config) -> ReadDesired {
+    let rules = rules(config);
+    Box::new(move |desired| hub::payload::desired(&desired.document, rules))
+}
+
+/// SIGTERM of systemd, and Ctrl-C of a person.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The local checks.
+struct Checks(Arc<Config>);
+
+impl HealthChecks for Checks {
+    fn check(&self) -> BoxFuture<'static, Result<(), String>> {
+        let config = Arc::clone(&self.0);
+        Box::pin(async move { health::check(&config.health).await })
+    }
+}
+
+/// The machine.
+struct Machine(Arc<Config>);
+
+impl Restarter for Machine {
+    fn restart(&self, argument: Option<&'static str>) -> BoxFuture<'static, Result<(), String>> {
+        let config = Arc::clone(&self.0);
+        Box::pin(async move {
+            info!(argument, "restarting the machine");
+            tokio::task::spawn_blocking(move || os::restart(&config.restart, argument))
+                .await
+                .map_err(|error| error.to_string())?
+                .map_err(|error| chain(&error).to_string())
+        })
+    }
+}
+
+/// What became of a trial that nobody confirmed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrialEnd {
+    /// No trial, or the daemon lives and will end it.
+    NothingToDo,
+    /// The trial still has time.
+    NotYet,
+    /// The machine was ordered to restart; the bootloader takes the old slot.
+    Restarting,
+}
+
+/// Ends a trial in the place of a daemon that is dead.
+///
+/// # Errors
+/// The state or the bootloader cannot be read, or the machine did not take the order.
+pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<TrialEnd> {
+    let mut store = match FileStore::open(&config.state.directory) {
+        Err(StoreError::InUse { .. }) => return Ok(TrialEnd::NothingToDo),
+        other => other?,
+    };
+    let saved = store.load()?.saved.unwrap_or_default();
+    let mut boot = boot::open(&config.boot, &config.slots, sysroot);
+    let running = boot.facts()?.running;
+    let limit = config.update.trial_limit_s.duration().as_secs();
+    let (run, deadline_s) = match &saved.state {
+        State::Trial { run, began_s, .. } => (run, began_s.saturating_add(limit)),
+        // The daemon never started in the new slot.
+        State::Switching { run, .. } => (run, limit),
+        _ => return Ok(TrialEnd::NothingToDo),
+    };
+    if running != run.target() {
+        return Ok(TrialEnd::NothingToDo);
+    }
+    if SystemClock::new(sysroot.clone()).since_boot().as_secs() < deadline_s {
+        return Ok(TrialEnd::NotYet);
+    }
+    warn!(slot = %running, "the trial was not confirmed and twinbootd is dead: going back");
+    if let Err(error) = boot.cancel_try(run.target()) {
+        // The try was for one boot only, so the restart is right all the same.
+        warn!(error = %chain(&error), "the bootloader could not be told");
+    }
+    os::restart(&config.restart, None)?;
+    Ok(TrialEnd::Restarting)
+}
