@@ -1,0 +1,73 @@
+# All that is done with this repository by hand and by CI. `make` lists it.
+
+# mkfs, losetup and nginx live where an ordinary user's PATH does not look.
+export PATH := $(PATH):/usr/sbin:/sbin
+RELEASE := target/release
+IMAGES  := build/images
+
+# Our own tools, built here once. Unoptimised: they run for a second and would build for minutes.
+DENY := build/tools/cargo-deny-0.20.2
+DEB  := build/tools/cargo-deb-3.8.0
+quick-install = CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --locked --root
+
+.PHONY: help packages setup build test demo bench check fmt clippy deny doc units image deb size \
+	clean-images
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+packages:
+	@packaging/setup/debian.sh
+
+setup: packages ## install what building and testing needs: Debian packages, Microsoft's SDKs
+	@packaging/setup/sdks.sh
+
+build: packages ## the daemon and the device command, as they are shipped
+	cargo build --release --bins
+
+test: setup ## every test
+	cargo test --workspace
+
+demo: packages image ## one update from the cloud call to the confirmed boot; ARGS=--fail: a rollback
+	cargo run --release --example demo -- $(ARGS)
+
+bench: packages image ## a whole install against curl | dd: time, bytes, memory
+	cargo run --release --example bench -- $(ARGS)
+
+check: fmt clippy deny doc units ## format, lints, dependencies, documentation, systemd units
+
+fmt:
+	cargo fmt --all --check
+
+# The second run is for what clippy.toml bans, in the shipped programs alone.
+clippy: packages
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --lib --bins -- -D warnings -D clippy::disallowed_methods
+
+deny: packages $(DENY)
+	$(DENY)/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+
+doc: packages
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+units: packages
+	packaging/check-units.sh
+
+image: packages ## the root file system images of the demo, the tests and the bench
+	@tests/image/build.sh $(IMAGES)
+
+deb: packages $(DEB) ## the Debian package for this machine, in target/debian
+	$(DEB)/bin/cargo-deb --locked
+
+size: build ## the size of both programs
+	@stat --printf='%n %s bytes\n' $(RELEASE)/twinbootd $(RELEASE)/twinboot
+
+clean-images: ## forget the images, so that the next run builds them anew
+	rm -rf $(IMAGES)
+
+$(DENY):
+	$(quick-install) $@ cargo-deny --version 0.20.2 --no-default-features
+
+$(DEB):
+	$(quick-install) $@ cargo-deb --version 3.8.0

@@ -1,0 +1,78 @@
+#!/bin/bash
+# Installs the Debian packages that building, testing and showing twinboot needs.
+# Quick and without network when nothing is missing. As root, or with sudo.
+set -euo pipefail
+
+packages=(
+    # The build: Paho's C library, OpenSSL's headers.
+    gcc libc6-dev make cmake pkg-config libssl-dev git ca-certificates
+    # The image: a Debian root file system, laid out and compressed.
+    mmdebstrap e2fsprogs zstd xz-utils gzip
+    # The demo, the tests and the bench: slots on loop devices, an HTTPS server, what we compare to.
+    nginx curl openssl mount util-linux iproute2 procps
+    # The checks: the units are read by systemd's own parser.
+    systemd
+    # Microsoft's SDKs.
+    python3 python3-venv
+)
+# Debian's node, unless another is there already (its npm comes with it).
+command -v npm >/dev/null || packages+=(nodejs npm)
+
+say() { echo "setup: $*"; }
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+if ! command -v dpkg-query >/dev/null; then
+    fail "this needs Debian 12 (dpkg is not here); elsewhere install the like of: ${packages[*]}"
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing+=("$package")
+done
+if [ "${#missing[@]}" = 0 ]; then
+    say "all Debian packages are there"
+    exit 0
+fi
+
+if [ "$(id -u)" = 0 ]; then
+    as_root=()
+elif command -v sudo >/dev/null; then
+    as_root=(sudo)
+else
+    fail "missing: ${missing[*]}. Run this as root, or install sudo"
+fi
+
+install=(apt-get install --yes --quiet --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}")
+renew_lists() { "${as_root[@]}" apt-get update --quiet; }
+install_missing() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"; }
+
+# The package starts a web server on port 80, now and at every boot, and nobody asked for that: its
+# service is kept from starting while it is installed, and is disabled afterwards. An nginx that
+# was here before is not touched.
+new_nginx=no
+policy=/usr/sbin/policy-rc.d
+case " ${missing[*]} " in *" nginx "*)
+    new_nginx=yes
+    if [ ! -e "$policy" ]; then
+        trap '"${as_root[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\n[ "$1" != nginx ] || exit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod 755 "$policy"
+    fi
+    ;;
+esac
+
+say "installing: ${missing[*]}"
+"${install[@]}" --simulate >/dev/null 2>&1 || renew_lists
+if ! install_missing; then
+    say "the package lists may be old: renewing them, then once more"
+    renew_lists
+    install_missing
+fi
+if [ "$new_nginx" = yes ] && [ -x /usr/sbin/update-rc.d ]; then
+    "${as_root[@]}" update-rc.d nginx disable
+fi
+say "done"

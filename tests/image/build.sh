@@ -1,0 +1,84 @@
+#!/bin/bash
+# Builds the root file system images of the demo, the tests and the bench: two releases of a real
+# Debian system, as ext4 images that fill a 512 MiB slot, plain and compressed.
+#
+#   rootfs-1.0.0.img  .zst                  what a device runs
+#   rootfs-2.0.0.img  .zst  .gz  .xz        what it is updated to
+#
+# Each has its SHA-256 beside it, as `sha256sum` prints it. They are kept in build/images between
+# runs, until this file changes.
+#
+# Usage: tests/image/build.sh [FOLDER]   (root, or sudo for the parts that need it)
+set -euo pipefail
+
+here=$(realpath "$(dirname "$0")")
+images=$(realpath -m "${1:-$here/../../build/images}")
+recipe=$(sha256sum "$0" | cut -d' ' -f1)
+PATH=$PATH:/usr/sbin:/sbin
+
+readonly SUITE=bookworm
+readonly SLOT_SIZE=512M
+# What a small connected device carries: an init, a network, TLS, remote access, a script language.
+readonly PACKAGES=systemd-sysv,udev,dbus,iproute2,kmod,e2fsprogs,ca-certificates,curl,openssl,openssh-server,python3,perl,git,locales,tzdata,vim-tiny
+# What release 2 has and release 1 has not.
+readonly NEW_IN_2=less,nano,file,libmagic1,libmagic-mgc
+# The same in both, so that they differ where their content does.
+readonly FS_UUID=5c6f6a4e-3d0b-4b43-9f0e-7477696e6274
+export SOURCE_DATE_EPOCH=1735689600 E2FSPROGS_FAKE_TIME=1735689600
+export LC_ALL=C.UTF-8
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=SOURCE_DATE_EPOCH,E2FSPROGS_FAKE_TIME,LC_ALL,PATH "$@"; fi
+}
+
+say() { printf 'image: %4ds  %s\n' "$SECONDS" "$*"; }
+
+# `release VERSION`: names the release in the tree, then lays the tree out as an image.
+release() {
+    say "release $1: making the file system"
+    as_root sed -i '/^IMAGE_/d' "$tree/usr/lib/os-release"
+    printf 'IMAGE_ID=twinboot-demo\nIMAGE_VERSION=%s\n' "$1" | as_root tee -a "$tree/usr/lib/os-release" >/dev/null
+    truncate -s "$SLOT_SIZE" "$work/rootfs-$1.img"
+    as_root mkfs.ext4 -q -F -L rootfs -U "$FS_UUID" -E "hash_seed=$FS_UUID,lazy_itable_init=0" \
+        -m 0 -d "$tree" "$work/rootfs-$1.img"
+}
+
+mkdir -p "$images"
+# The tests and the demo may ask at the same time: one builds, the others wait for it.
+exec 9>"$images/.lock"
+flock 9
+if [ "$(cat "$images/.recipe" 2>/dev/null)" = "$recipe" ]; then
+    say "the images in $images are up to date"
+    exit 0
+fi
+
+work=$(mktemp -d "$images/.building.XXXXXX")
+chmod 755 "$work"
+tree=$work/tree
+trap 'as_root rm -rf "$work"' EXIT
+rm -f "$images/.recipe"
+
+say "building two releases of Debian $SUITE; this takes a minute or two, once"
+as_root mmdebstrap --quiet --variant=minbase --include="$PACKAGES,$NEW_IN_2" "$SUITE" "$tree"
+say "the packages are unpacked: $(as_root du -sm "$tree" | cut -f1) MB"
+
+release 2.0.0
+as_root chroot "$tree" dpkg --purge ${NEW_IN_2//,/ } >/dev/null
+release 1.0.0
+
+cd "$work"
+for plain in rootfs-1.0.0.img rootfs-2.0.0.img; do
+    say "$plain: zstd"
+    zstd -q -3 -T0 "$plain" -o "$plain.zst"
+done
+say "rootfs-2.0.0.img: gzip, xz"
+gzip -1 -n <rootfs-2.0.0.img >rootfs-2.0.0.img.gz &
+xz -1 -T2 <rootfs-2.0.0.img >rootfs-2.0.0.img.xz
+wait "$!"
+say "digests"
+for file in rootfs-*; do
+    sha256sum "$file" >"$file.sha256"
+done
+mv rootfs-* "$images/"
+echo "$recipe" >"$images/.recipe"
+say "done: $images"
