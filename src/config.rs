@@ -153,7 +153,7 @@ pub struct Hub {
     /// Address to connect to, if it is neither `GatewayHostName` nor `HostName`.
     pub host: Option<String>,
     /// Port to connect to; 8883 or 443 by the transport if not set.
-    pub port: Option<u16>,
+    pub port: Option<Whole<1, 65_535>>,
     /// Certificates the hub must chain to, PEM.
     pub ca_file: PathBuf,
     /// HTTP proxy (CONNECT), `http://host:port`.
