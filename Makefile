@@ -58,7 +58,7 @@ image: packages ## the root file system images of the demo, the tests and the be
 	@tests/image/build.sh $(IMAGES)
 
 deb: packages $(DEB) ## the Debian package for this machine, in target/debian
-	$(DEB)/bin/cargo-deb --locked
+	$(DEB)/bin/cargo-deb --locked --deb-revision=1
 
 size: build ## the size of both programs
 	@stat --printf='%n %s bytes\n' $(RELEASE)/twinbootd $(RELEASE)/twinboot

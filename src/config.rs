@@ -109,6 +109,14 @@ impl Config {
         if self.restart.command.is_empty() {
             return Err("restart.command = []: must name a program".to_owned());
         }
+        let places = self.restart.command.iter().any(|word| word.contains("{argument}"));
+        if self.boot.kind == BootKind::Tryboot && !places {
+            return Err(format!(
+                "restart.command = {:?}: must have a word with {{argument}} when boot.kind = \
+                 \"tryboot\": the firmware tries the other slot only if the restart carries it",
+                self.restart.command
+            ));
+        }
         if self.hub.certificate_file.is_some() != self.hub.private_key_file.is_some() {
             return Err("hub.certificate_file, hub.private_key_file: set both or none".to_owned());
         }
@@ -515,7 +523,9 @@ pub struct Restart {
 impl Default for Restart {
     fn default() -> Self {
         Restart {
-            command: vec!["systemctl".to_owned(), "reboot".to_owned()],
+            command: ["systemctl", "reboot", "--reboot-argument={argument}"]
+                .map(str::to_owned)
+                .into(),
             limit_s: Seconds::of(300),
         }
     }

@@ -131,6 +131,7 @@ fn refuses_what_it_cannot_use_and_says_why() {
         ("[boot]\nkind = \"custom\"", &["boot.custom.command = []"]),
         ("[install]\nkind = \"command\"", &["install.command = []"]),
         ("[restart]\ncommand = []", &["restart.command = []"]),
+        ("[boot]\nkind = \"tryboot\"\n[restart]\ncommand = [\"reboot\"]", &["{argument}"]),
         ("[slots]\na.device = \"/x\"\nb.device = \"/x\"", &["must be two different devices"]),
         ("nonsense", &["line 1"]),
     ] {

@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use openssl::asn1::Asn1Time;
@@ -146,8 +146,9 @@ fn make_network() {
     }
 }
 
-/// The hub's program, running; it ends with the network's processes.
+/// The hub's program, running.
 struct Hub {
+    child: Child,
     folder: TempDir,
     /// The first line of its log: addresses, the CA's path and the service's connection string.
     started: Value,
@@ -167,7 +168,7 @@ impl Hub {
             let told = fs::read_to_string(&log).unwrap();
             if let Some((line, _)) = told.split_once('\n') {
                 let started = serde_json::from_str(line).expect(line);
-                return Self { folder, started };
+                return Self { child, folder, started };
             }
             assert!(child.try_wait().unwrap().is_none(), "hubsim ended: {told}");
             assert!(Instant::now() < end, "hubsim does not become ready: {told}");
@@ -226,6 +227,14 @@ impl Hub {
             let arguments = check.get_args().collect::<Vec<_>>();
             panic!("{program:?} {arguments:?}: {status}\n--- the hub, last events\n{log}");
         }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        // It may have ended by itself; the check has told why then.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

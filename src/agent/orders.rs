@@ -81,10 +81,11 @@ impl Agent {
                 };
                 self.watching = Some(jobs::watch(&self.health, &self.clock, orders));
             }
-            Order::Restart => {
+            order @ (Order::RestartToTry | Order::Restart) => {
                 self.stop_work();
+                let trying = order == Order::RestartToTry;
                 let orders = jobs::Restart {
-                    argument: self.restart_argument,
+                    argument: self.restart_argument.filter(|_| trying),
                     generation: self.generation(),
                     report_limit: self.settings.restart_report_limit,
                     limit: self.settings.restart_limit,

@@ -1,8 +1,37 @@
 //! Chooses what boots. Each bootloader is one file; nothing outside this folder knows any.
 
+mod custom;
+mod grub;
+pub mod running;
+mod tryboot;
+mod uboot;
+
 use std::path::PathBuf;
 
+pub use custom::Custom;
+pub use grub::Grub;
+pub use tryboot::Tryboot;
+pub use uboot::Uboot;
+
+use crate::config::{self, BootKind};
+use crate::os::{FileError, Sysroot};
 use crate::update::Slot;
+
+/// The bootloader that the configuration names. Nothing is read or run yet.
+#[must_use]
+pub fn open(
+    config: &config::Boot,
+    slots: &config::Slots,
+    sysroot: &Sysroot,
+) -> Box<dyn Bootloader> {
+    let (slots, sysroot) = (slots.clone(), sysroot.clone());
+    match config.kind {
+        BootKind::Uboot => Box::new(Uboot::new(&config.uboot, slots, sysroot)),
+        BootKind::Grub => Box::new(Grub::new(&config.grub, slots, sysroot)),
+        BootKind::Tryboot => Box::new(Tryboot::new(&config.tryboot, slots, sysroot)),
+        BootKind::Custom => Box::new(Custom::new(&config.custom)),
+    }
+}
 
 /// What the bootloader says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,6 +44,9 @@ pub struct BootFacts {
 }
 
 /// Chooses what boots. Called on a blocking thread. Every method may be called twice.
+///
+/// U-Boot and GRUB count the boots of the running slot, too: after every start that is neither a
+/// trial nor lost, call [`Bootloader::confirm`], or the count runs out.
 pub trait Bootloader: Send {
     /// What runs and what boots next.
     ///
@@ -102,4 +134,10 @@ pub enum BootError {
         /// What was found, and what would have matched.
         problem: String,
     },
+}
+
+impl From<FileError> for BootError {
+    fn from(FileError { what, path, source }: FileError) -> Self {
+        BootError::File { what, path, source }
+    }
 }

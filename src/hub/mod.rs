@@ -4,6 +4,11 @@
 //! report goes out. Nothing is queued: the report is the newest picture of the saved state, and
 //! the session keeps the hub's copy equal to it.
 
+pub mod credential;
+pub mod payload;
+pub mod topic;
+pub mod twin;
+
 use std::sync::Arc;
 
 use serde_json::{Map, Value};

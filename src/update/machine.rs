@@ -19,6 +19,8 @@ const MAX_ORDERS: u8 = 3;
 /// flaky power makes of an honest download, which has its own counter.
 const MAX_STARTS: u16 = 500;
 
+const ASKED_TO_GO_BACK: &str = "an operator asked to go back";
+
 /// What the device looks like.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -136,7 +138,9 @@ pub enum Order {
     /// Check the running slot until it is healthy; at the latest when the machine runs for this
     /// many seconds, if a number is given.
     Watch(Option<u64>),
-    /// Restart the machine.
+    /// Restart the machine, with the bootloader's one-shot argument if it needs one to try a slot.
+    RestartToTry,
+    /// Restart the machine into what boots by default.
     Restart,
 }
 
@@ -194,15 +198,10 @@ pub fn step(mut saved: Saved, event: Event, facts: &Facts) -> (Saved, Vec<Order>
 fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Order>) {
     use State as S;
 
-    if let Some(run) = state.run_mut() {
+    let starts = state.run_mut().map_or(0, |run| {
         run.starts = run.starts.saturating_add(1);
-        if run.starts > MAX_STARTS {
-            let run = run.clone();
-            let cause = failure(FailureKind::TooManyStarts, "the agent started too often in it");
-            let orders = vec![Order::CancelTry(run.target())];
-            return (conclude(book, run, OutcomeKind::Failed(cause), facts), orders);
-        }
-    }
+        run.starts
+    });
     // The old slot may have a counter of failed boots, which must not run out meanwhile.
     let at_home = book.home == Some(facts.running);
     let refresh = || if at_home { vec![Order::Confirm] } else { vec![] };
@@ -211,8 +210,12 @@ fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Ord
         S::Idle => idle_start(book, facts),
 
         S::Fetching { run, .. } | S::Verifying { run, .. } if facts.running != run.from => {
-            let cause = failure(FailureKind::FellBack, "the slot it was to be written to runs now");
-            (conclude(book, run, OutcomeKind::Failed(cause), facts), vec![])
+            let why = "the bootloader started the slot that was being written";
+            leave_or_stay(book, run, failure(FailureKind::FellBack, why), facts)
+        }
+        S::Fetching { run, .. } | S::Verifying { run, .. } if starts > MAX_STARTS => {
+            let cause = failure(FailureKind::TooManyStarts, "the agent started too often in it");
+            (conclude(book, run, OutcomeKind::Failed(cause), facts), refresh())
         }
         S::Fetching { run, attempt, .. } | S::Verifying { run, attempt, .. }
             if attempt >= facts.limits.attempts =>
@@ -234,21 +237,13 @@ fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Ord
             (S::Verifying { run, written, attempt: attempt.saturating_add(1) }, orders)
         }
 
-        S::Switching { mut run, .. } if facts.running != run.from => {
-            run.times.rebooted = facts.now;
-            watch(
-                S::Trial {
-                    run,
-                    starts: 1,
-                    boot: facts.boot.clone(),
-                    began_s: facts.since_boot_s,
-                    healthy: false,
-                },
-                facts,
-            )
-        }
-        S::Switching { run, ordered_in, attempt, .. } if facts.boot == ordered_in => {
-            switch(book, run, attempt.saturating_add(1), facts)
+        S::Switching { run, .. } if facts.running != run.from => begin_trial(run, facts),
+        // Without `armed` the restart was not ordered: the power went before the slot was tried.
+        S::Switching { run, ordered_in, attempt, armed }
+            if facts.boot == ordered_in || !armed && attempt < MAX_ORDERS =>
+        {
+            let (state, orders) = switch(book, run, attempt.saturating_add(1), facts);
+            (state, [refresh(), orders].concat())
         }
         S::Switching { run, .. } => back_home(
             book,
@@ -296,27 +291,94 @@ fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Ord
 /// No update is under way. Which slot is home?
 fn idle_start(book: &mut Saved, facts: &Facts) -> (State, Vec<Order>) {
     let running = facts.running;
-    if book.home == Some(running) {
-        return (State::Idle, vec![Order::Confirm]);
+    match book.home {
+        Some(home) if home == running => {
+            came_home_late(book);
+            (State::Idle, vec![Order::Confirm])
+        }
+        Some(home) => away_from_home(book, home, facts),
+        // Perhaps a trial whose state file was lost: good only if it passes the checks. There is
+        // no deadline, because the other slot may as well never have held a system.
+        None if facts.next == Some(running.other()) => (State::Idle, vec![Order::Watch(None)]),
+        None => {
+            settle_home(book, facts);
+            (State::Idle, vec![Order::Confirm])
+        }
     }
-    let given_up = matches!(book.slots.of(running), Content::Bad { .. } | Content::Incomplete);
-    if given_up {
-        return (State::Idle, vec![]);
+}
+
+/// A slot runs that is not the good one, and no state tells how that came.
+fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Order>) {
+    let run = run_behind(book, home, facts);
+    let aims_home = facts.next == Some(home);
+    match book.slots.of(facts.running) {
+        // Leaving was tried: a machine that comes back here may have no other slot.
+        Content::Bad { .. } | Content::Incomplete if is_stuck(book) => (State::Idle, vec![]),
+        Content::Bad { .. } | Content::Incomplete => {
+            let why = "the bootloader started a slot that was given up";
+            leave_or_stay(book, run, failure(FailureKind::FellBack, why), facts)
+        }
+        // It never passed the checks, or the bootloader itself takes it for a trial.
+        Content::Written { .. } => begin_trial(run, facts),
+        Content::Unknown | Content::Good { .. } if aims_home => begin_trial(run, facts),
+        Content::Unknown | Content::Good { .. } => {
+            let detail = format!(
+                "slot {home} had been confirmed, but the bootloader left it: look at its boot attempts"
+            );
+            let kind = OutcomeKind::RolledBack(failure(FailureKind::LeftConfirmedSlot, detail));
+            book.last = Some(Outcome { run: None, kind, at: facts.now });
+            settle_home(book, facts);
+            (State::Idle, vec![Order::Confirm])
+        }
     }
-    if facts.next == Some(running.other()) {
-        // Perhaps a trial whose state file was lost: good only if it passes the checks.
-        return (State::Idle, vec![Order::Watch(None)]);
+}
+
+/// The running slot is known to be no good. Where the bootloader would take the good one next, a
+/// restart leads there.
+fn leave_or_stay(
+    book: &mut Saved,
+    run: Run,
+    reason: Failure,
+    facts: &Facts,
+) -> (State, Vec<Order>) {
+    if facts.next == Some(run.from) {
+        roll_back(book, run, reason, 1, facts)
+    } else {
+        stuck(book, run, &reason, facts)
     }
-    if book.home.is_some() {
-        let detail = format!(
-            "slot {} had been confirmed, but the bootloader left it: look at its boot attempts",
-            running.other()
-        );
-        let kind = OutcomeKind::RolledBack(failure(FailureKind::LeftConfirmedSlot, detail));
-        book.last = Some(Outcome { run: None, kind, at: facts.now });
+}
+
+/// The run that led into the running slot: the last one if it was aimed here, else one that
+/// stands for what nobody remembers.
+fn run_behind(book: &Saved, home: Slot, facts: &Facts) -> Run {
+    let last = book.last.as_ref().and_then(|outcome| outcome.run.as_ref());
+    match last.filter(|run| run.from == home) {
+        Some(run) => Run { starts: 1, ..run.clone() },
+        None => Run {
+            id: RunId(format!("boot-{}", facts.boot.0)),
+            source: Source::OtherSlot { version: book.slots.of(facts.running).identity().0 },
+            origin: Origin::Local,
+            from: home,
+            times: Times::default(),
+            starts: 1,
+        },
     }
-    settle_home(book, facts);
-    (State::Idle, vec![Order::Confirm])
+}
+
+fn is_stuck(book: &Saved) -> bool {
+    book.last.as_ref().is_some_and(
+        |last| matches!(&last.kind, OutcomeKind::Failed(cause) if cause.kind == FailureKind::Stuck),
+    )
+}
+
+/// The bootloader came back to the good slot after all.
+fn came_home_late(book: &mut Saved) {
+    if is_stuck(book)
+        && let Some(Outcome { kind, .. }) = &mut book.last
+        && let OutcomeKind::Failed(cause) = kind
+    {
+        *kind = OutcomeKind::RolledBack(cause.clone());
+    }
 }
 
 /// Somebody asks for something.
@@ -326,9 +388,7 @@ fn asked(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (State,
 
     let at_home = book.home == Some(facts.running);
     match (state, event) {
-        (S::Idle, E::Requested { .. } | E::RollBackRequested { .. }) if !at_home => {
-            answer(S::Idle, Verdict::Unconfirmed)
-        }
+        (S::Idle, E::Requested { .. }) if !at_home => answer(S::Idle, Verdict::Unconfirmed),
         (S::Idle, E::Requested { id, job, origin }) => {
             let verdict = Order::Answer(Verdict::Accepted(id.clone()));
             let (state, orders) = start(book, id, job, origin, facts);
@@ -356,7 +416,16 @@ fn asked(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (State,
         }
 
         (S::Idle, E::ConfirmRequested) if !at_home => {
-            (S::Idle, vec![Order::Answer(Verdict::Confirming), Order::Confirm])
+            let state = match book.home {
+                // The run that was given up succeeds after all.
+                Some(home) => {
+                    let (boot, began_s) = (facts.boot.clone(), facts.since_boot_s);
+                    let run = run_behind(book, home, facts);
+                    S::Trial { run, starts: 1, boot, began_s, healthy: true }
+                }
+                None => S::Idle,
+            };
+            (state, vec![Order::Answer(Verdict::Confirming), Order::Confirm])
         }
         (S::Trial { run, starts, boot, began_s, .. }, E::ConfirmRequested) => (
             S::Trial { run, starts, boot, began_s, healthy: true },
@@ -364,9 +433,19 @@ fn asked(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (State,
         ),
         (state, E::ConfirmRequested) => answer(state, Verdict::Nothing),
 
-        (S::Idle, E::RollBackRequested { id }) => go_back(book, id, facts),
-        (S::Trial { run, healthy: false, .. }, E::RollBackRequested { .. }) => {
-            let reason = failure(FailureKind::RolledBackByOperator, "an operator asked to go back");
+        (S::Idle, E::RollBackRequested { id }) if at_home => go_back(book, id, facts),
+        (S::Idle, E::RollBackRequested { .. }) => match book.home {
+            Some(home) => {
+                let run = run_behind(book, home, facts);
+                let reason = failure(FailureKind::RolledBackByOperator, ASKED_TO_GO_BACK);
+                let (state, orders) = roll_back(book, run, reason, 1, facts);
+                (state, [vec![Order::Answer(Verdict::RollingBack)], orders].concat())
+            }
+            None => answer(S::Idle, Verdict::Unconfirmed),
+        },
+        // Also while it is being confirmed: the bootloader may refuse that for good.
+        (S::Trial { run, .. }, E::RollBackRequested { .. }) => {
+            let reason = failure(FailureKind::RolledBackByOperator, ASKED_TO_GO_BACK);
             let (state, orders) = roll_back(book, run, reason, 1, facts);
             (state, [vec![Order::Answer(Verdict::RollingBack)], orders].concat())
         }
@@ -420,7 +499,7 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
         }
 
         (S::Switching { run, ordered_in, attempt, armed: false }, E::Switched(Ok(()))) => {
-            (S::Switching { run, ordered_in, attempt, armed: true }, vec![Order::Restart])
+            (S::Switching { run, ordered_in, attempt, armed: true }, vec![Order::RestartToTry])
         }
         (S::Switching { run, .. }, E::Switched(Err(cause))) => {
             let orders = vec![Order::CancelTry(run.target())];
@@ -450,9 +529,8 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
         (S::Trial { run, healthy: false, .. }, E::TrialExpired(why)) => {
             roll_back(book, run, failure(FailureKind::Unhealthy, why), 1, facts)
         }
-        (S::Idle, E::Healthy) if book.home != Some(facts.running) => {
-            (S::Idle, vec![Order::Confirm])
-        }
+        // Only where it is not known which slot is good is a slot watched without a run.
+        (S::Idle, E::Healthy) if book.home.is_none() => (S::Idle, vec![Order::Confirm]),
         (S::Idle, E::Confirmed) => {
             settle_home(book, facts);
             (S::Idle, vec![])
@@ -521,11 +599,11 @@ fn pursue(
     };
     match job {
         Err(cause) => close(OutcomeKind::Failed(cause)),
+        // The other slot may be the only good one. The same document comes again later.
+        Ok(_) if book.home != Some(facts.running) => (State::Idle, vec![]),
         Ok(job) if job.version.is_some() && job.version == facts.running_version => {
             close(OutcomeKind::UpToDate)
         }
-        // The other slot may be the only good one. The same document comes again later.
-        Ok(_) if book.home != Some(facts.running) => (State::Idle, vec![]),
         Ok(job) => start(book, id, job, Origin::Desired(fingerprint), facts),
     }
 }
@@ -576,6 +654,12 @@ fn switch(book: &mut Saved, run: Run, attempt: u8, facts: &Facts) -> (State, Vec
     }
     let ordered_in = facts.boot.clone();
     (State::Switching { run, ordered_in, attempt, armed: false }, vec![Order::TryNext(target)])
+}
+
+fn begin_trial(mut run: Run, facts: &Facts) -> (State, Vec<Order>) {
+    run.times.rebooted = facts.now;
+    let (boot, began_s) = (facts.boot.clone(), facts.since_boot_s);
+    watch(State::Trial { run, starts: 1, boot, began_s, healthy: false }, facts)
 }
 
 fn watch(trial: State, facts: &Facts) -> (State, Vec<Order>) {

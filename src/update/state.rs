@@ -92,7 +92,7 @@ pub enum State {
         run: Run,
         /// Boot in which the switch was ordered, to tell a restart from a reboot.
         ordered_in: BootId,
-        /// How often it was ordered in this boot; the first is 1.
+        /// How often it was ordered; the first is 1.
         attempt: u8,
         /// Whether the bootloader has been told, and only the restart is missing.
         armed: bool,

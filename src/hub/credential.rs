@@ -1,0 +1,708 @@
+//! Who the device is and how it proves it: connection string, SAS tokens, X.509 files.
+//!
+//! Rules: Microsoft, "Control access to IoT Hub by using shared access signatures". Nothing in
+//! here ever prints a key or a token.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use sha2::Sha256;
+
+use crate::config;
+use crate::update::WallTime;
+
+/// Name of the systemd credential that goes before the file.
+pub const SYSTEMD_CREDENTIAL: &str = "hub-credential";
+/// The service API the device speaks.
+const API_VERSION: &str = "2021-04-12";
+/// No credential is larger.
+const MAX_FILE_BYTES: u64 = 16 * 1024;
+/// Everything but the unreserved characters of RFC 3986 section 2.3.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// What device and module ids may hold beside letters and digits.
+const ID_MARKS: &str = "-:.+%_#*?!(),=@;$'";
+
+/// Why there is no credential. Never shows one.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The file cannot be read.
+    #[error("cannot read the credential file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others than its owner can read the file.
+    #[error("{} has mode {mode:04o}: must not be open to group or others, run chmod 0600 {0}", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The file belongs to somebody else.
+    #[error("{} belongs to user {owner}: must belong to root or to the user twinbootd runs as", path.display())]
+    ForeignOwner {
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// The text is no connection string of a device.
+    #[error("{key}: {rule}")]
+    Invalid {
+        /// The key in question.
+        key: String,
+        /// What it must be.
+        rule: String,
+    },
+    /// The ready-made token is over.
+    #[error("SharedAccessSignature: expired at {at}, put a new one into the credential file")]
+    Expired {
+        /// When.
+        at: WallTime,
+    },
+}
+
+impl CredentialError {
+    fn invalid(key: impl Into<String>, rule: impl Into<String>) -> Self {
+        CredentialError::Invalid { key: key.into(), rule: rule.into() }
+    }
+}
+
+/// Where the credential is read from, anew for every connection.
+#[derive(Clone, Debug)]
+pub struct Source {
+    file: PathBuf,
+    /// systemd keeps strangers out of its folder; the mode of a file in it tells nothing.
+    guarded: bool,
+    certificate: Option<CertificateFiles>,
+}
+
+impl Source {
+    /// The systemd credential `hub-credential`, if `credentials_directory` (the environment's
+    /// `CREDENTIALS_DIRECTORY`) has it, else the file of the settings.
+    #[must_use]
+    pub fn new(hub: &config::Hub, credentials_directory: Option<&Path>) -> Self {
+        let of_systemd = credentials_directory
+            .map(|directory| directory.join(SYSTEMD_CREDENTIAL))
+            .filter(|file| file.exists());
+        let certificate = match (&hub.certificate_file, &hub.private_key_file) {
+            (Some(chain), Some(key)) => {
+                Some(CertificateFiles { chain: chain.clone(), key: key.clone() })
+            }
+            _ => None,
+        };
+        Source {
+            guarded: of_systemd.is_some(),
+            file: of_systemd.unwrap_or_else(|| hub.credential_file.clone()),
+            certificate,
+        }
+    }
+
+    /// The file that is read, to name it to people.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Reads and checks the credential. Blocks for the time of reading two small files.
+    ///
+    /// # Errors
+    /// See [`CredentialError`].
+    pub fn load(&self) -> Result<Credential, CredentialError> {
+        let text = read_secret(&self.file, self.guarded)?;
+        let string: ConnectionString = text.expose_secret().parse()?;
+        if let Some(files) = &self.certificate {
+            read_secret(&files.key, false)?;
+        }
+        string.with_files(self.certificate.clone())
+    }
+}
+
+/// Reads a file that nobody else may read.
+fn read_secret(path: &Path, guarded: bool) -> Result<SecretString, CredentialError> {
+    let failed = |source| CredentialError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !guarded {
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(CredentialError::Exposed { path: path.to_owned(), mode });
+        }
+        let owner = metadata.uid();
+        if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+            return Err(CredentialError::ForeignOwner { path: path.to_owned(), owner });
+        }
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(failed)?;
+    Ok(SecretString::from(text))
+}
+
+/// The parts of a connection string.
+struct ConnectionString {
+    identity: Identity,
+    key: Option<SecretSlice<u8>>,
+    token: Option<Token>,
+    x509: bool,
+}
+
+impl FromStr for ConnectionString {
+    type Err = CredentialError;
+
+    fn from_str(text: &str) -> Result<Self, CredentialError> {
+        let invalid = |key: &str, rule: &str| CredentialError::invalid(key, rule);
+        let (mut host, mut gateway, mut device, mut module) = (None, None, None, None);
+        let (mut key, mut token, mut x509) = (None, None, None);
+        for pair in text.trim().split(';').filter(|pair| !pair.trim().is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or_else(|| {
+                invalid("connection string", "must be key=value pairs with ; between them")
+            })?;
+            let place = match name.trim().to_ascii_lowercase().as_str() {
+                "hostname" => &mut host,
+                "gatewayhostname" => &mut gateway,
+                "deviceid" => &mut device,
+                "moduleid" => &mut module,
+                "sharedaccesskey" => &mut key,
+                "sharedaccesssignature" => &mut token,
+                "x509" => &mut x509,
+                "sharedaccesskeyname" => {
+                    return Err(invalid(
+                        "SharedAccessKeyName",
+                        "belongs to services: use the connection string of the device",
+                    ));
+                }
+                _ => return Err(invalid(&shown_name(name), "is not a key that twinboot knows")),
+            };
+            if place.replace(value).is_some() {
+                return Err(invalid(&shown_name(name), "must not be there twice"));
+            }
+        }
+        let identity = Identity {
+            hub: host_name("HostName", host.ok_or_else(|| invalid("HostName", "is missing"))?)?,
+            gateway: gateway.map(|host| host_name("GatewayHostName", host)).transpose()?,
+            device: id("DeviceId", device.ok_or_else(|| invalid("DeviceId", "is missing"))?)?,
+            module: module.map(|module| id("ModuleId", module)).transpose()?,
+        };
+        Ok(ConnectionString {
+            identity,
+            key: key.map(shared_key).transpose()?,
+            token: token.map(str::parse).transpose()?,
+            x509: x509.map(truth).transpose()?.unwrap_or(false),
+        })
+    }
+}
+
+impl ConnectionString {
+    /// Exactly one proof, or it is not clear what the operator wants.
+    fn with_files(self, files: Option<CertificateFiles>) -> Result<Credential, CredentialError> {
+        let invalid = CredentialError::invalid;
+        let proof = match (self.key, self.token, self.x509, files) {
+            (Some(key), None, false, None) => Proof::Key(key),
+            (None, Some(token), false, None) => Proof::Token(token),
+            (None, None, _, Some(files)) => Proof::Certificate(files),
+            (None, None, true, None) => {
+                return Err(invalid(
+                    "x509",
+                    "needs hub.certificate_file and hub.private_key_file in the configuration",
+                ));
+            }
+            (None, None, false, None) => {
+                return Err(invalid(
+                    "SharedAccessKey",
+                    "is missing: must be there, or SharedAccessSignature, or x509=true",
+                ));
+            }
+            (Some(_), Some(_), _, _) => {
+                return Err(invalid("SharedAccessSignature", "excludes SharedAccessKey"));
+            }
+            (_, _, true, _) => {
+                return Err(invalid("x509", "excludes SharedAccessKey and SharedAccessSignature"));
+            }
+            (_, _, false, Some(_)) => {
+                return Err(invalid(
+                    "SharedAccessKey, SharedAccessSignature",
+                    "excluded by hub.certificate_file in the configuration",
+                ));
+            }
+        };
+        Ok(Credential { identity: self.identity, proof })
+    }
+}
+
+/// A key's name for an error. A slip may have put a secret where the name should be.
+fn shown_name(name: &str) -> String {
+    let name = name.trim();
+    if name.len() <= 24 && name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        name.to_owned()
+    } else {
+        format!("a key of {} bytes", name.len())
+    }
+}
+
+fn host_name(key: &str, text: &str) -> Result<String, CredentialError> {
+    let text = text.trim();
+    let fits = (1..=253).contains(&text.len());
+    if fits && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        Ok(text.to_owned())
+    } else {
+        Err(CredentialError::invalid(key, "must be a host name without scheme and port"))
+    }
+}
+
+fn id(key: &str, text: &str) -> Result<String, CredentialError> {
+    let text = text.trim();
+    let fits = (1..=128).contains(&text.len());
+    if fits && text.chars().all(|c| c.is_ascii_alphanumeric() || ID_MARKS.contains(c)) {
+        Ok(text.to_owned())
+    } else {
+        Err(CredentialError::invalid(
+            key,
+            format!("must be 1 to 128 ASCII letters, digits or {ID_MARKS}"),
+        ))
+    }
+}
+
+fn shared_key(text: &str) -> Result<SecretSlice<u8>, CredentialError> {
+    match BASE64.decode(text.trim()) {
+        Ok(key) if !key.is_empty() => Ok(SecretSlice::from(key)),
+        _ => Err(CredentialError::invalid("SharedAccessKey", "must be base64 and not empty")),
+    }
+}
+
+fn truth(text: &str) -> Result<bool, CredentialError> {
+    text.trim()
+        .to_ascii_lowercase()
+        .parse()
+        .map_err(|_| CredentialError::invalid("x509", "must be true or false"))
+}
+
+/// A device or module, and how it proves to be that.
+#[derive(Debug)]
+pub struct Credential {
+    /// Who it is.
+    pub identity: Identity,
+    proof: Proof,
+}
+
+/// A device or module of a hub.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    /// Host name of the hub.
+    pub hub: String,
+    /// Host name of the gateway between, if there is one.
+    pub gateway: Option<String>,
+    /// Device id.
+    pub device: String,
+    /// Module id.
+    pub module: Option<String>,
+}
+
+/// `pump-01`, or `pump-01/updater` for a module.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.device)?;
+        self.module.iter().try_for_each(|module| write!(f, "/{module}"))
+    }
+}
+
+#[derive(Debug)]
+enum Proof {
+    Key(SecretSlice<u8>),
+    Token(Token),
+    Certificate(CertificateFiles),
+}
+
+/// Files of an X.509 identity.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CertificateFiles {
+    /// The device certificate with its chain, PEM.
+    pub chain: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// A ready-made SAS token.
+#[derive(Debug)]
+struct Token {
+    text: SecretString,
+    expires: WallTime,
+}
+
+impl FromStr for Token {
+    type Err = CredentialError;
+
+    fn from_str(text: &str) -> Result<Self, CredentialError> {
+        let invalid = |rule| CredentialError::invalid("SharedAccessSignature", rule);
+        let text = text.trim();
+        let fields = text
+            .strip_prefix("SharedAccessSignature ")
+            .ok_or_else(|| invalid("must begin with \"SharedAccessSignature \""))?;
+        if !fields.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(invalid("must be visible ASCII characters"));
+        }
+        let field = |name: &str| {
+            fields.split('&').filter_map(|field| field.split_once('=')).find_map(|(key, value)| {
+                key.eq_ignore_ascii_case(name).then(|| percent_decode_str(value))
+            })
+        };
+        if field("sr").is_none() || field("sig").is_none() {
+            return Err(invalid("must have the fields sr, sig and se"));
+        }
+        let expires_s: i64 =
+            field("se")
+                .and_then(|value| value.decode_utf8().ok()?.parse().ok())
+                .ok_or_else(|| invalid("must have a field se with seconds since 1970"))?;
+        let expires = WallTime::from_unix_ms(expires_s.saturating_mul(1000));
+        Ok(Token { text: SecretString::from(text), expires })
+    }
+}
+
+/// What a CONNECT needs.
+#[derive(Debug)]
+pub struct Login {
+    /// MQTT client id.
+    pub client_id: String,
+    /// MQTT user name.
+    pub user_name: String,
+    /// MQTT password: a SAS token; none with X.509.
+    pub password: Option<SecretString>,
+    /// Files for the TLS handshake; X.509 only.
+    pub certificate: Option<CertificateFiles>,
+    /// Host to connect to, if the settings name no other.
+    pub host: String,
+    /// Time from now until a new token can and must be made; `None` if nothing is to be renewed.
+    pub renew_within: Option<Duration>,
+}
+
+impl Credential {
+    /// Makes a login, with a fresh token of `lifetime` where a key signs.
+    ///
+    /// # Errors
+    /// A ready-made token is over.
+    pub fn login(&self, now: WallTime, lifetime: Duration) -> Result<Login, CredentialError> {
+        let Identity { hub, gateway, device, module } = &self.identity;
+        let client_id = self.identity.to_string();
+        let product = concat!("twinboot/", env!("CARGO_PKG_VERSION"));
+        let mut login = Login {
+            user_name: format!(
+                "{hub}/{client_id}/?api-version={API_VERSION}&DeviceClientType={}",
+                escaped(product)
+            ),
+            client_id,
+            password: None,
+            certificate: None,
+            host: gateway.as_ref().unwrap_or(hub).clone(),
+            renew_within: None,
+        };
+        match &self.proof {
+            Proof::Key(key) => {
+                let lifetime_s = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+                let expires_s = now.unix_s().saturating_add(lifetime_s);
+                let resource = match module {
+                    Some(module) => format!("{hub}/devices/{device}/modules/{module}"),
+                    None => format!("{hub}/devices/{device}"),
+                };
+                login.password = Some(sign(key, &resource, expires_s));
+                login.renew_within = Some(lifetime);
+            }
+            Proof::Token(token) if token.expires <= now => {
+                return Err(CredentialError::Expired { at: token.expires });
+            }
+            Proof::Token(token) => login.password = Some(token.text.clone()),
+            Proof::Certificate(files) => login.certificate = Some(files.clone()),
+        }
+        Ok(login)
+    }
+}
+
+/// A token for `resource` that ends at `expires_s` seconds since 1970.
+fn sign(key: &SecretSlice<u8>, resource: &str, expires_s: i64) -> SecretString {
+    let resource = escaped(resource);
+    // HMAC takes keys of any length (RFC 2104 section 2); without one the token is refused.
+    let signature = Hmac::<Sha256>::new_from_slice(key.expose_secret())
+        .map(|mac| mac.chain_update(format!("{resource}\n{expires_s}")).finalize().into_bytes())
+        .unwrap_or_default();
+    let signature = BASE64.encode(signature);
+    SecretString::from(format!(
+        "SharedAccessSignature sr={resource}&sig={}&se={expires_s}",
+        escaped(&signature)
+    ))
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Key and signatures of this test were calculated independently.
+    const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    const NOW: WallTime = WallTime::from_unix_ms(1_899_996_400_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn credential(text: &str) -> Result<Credential, CredentialError> {
+        text.parse::<ConnectionString>()?.with_files(None)
+    }
+
+    fn password(login: &Login) -> &str {
+        login.password.as_ref().unwrap().expose_secret()
+    }
+
+    #[test]
+    fn signs_as_the_hub_verifies() {
+        let key = shared_key(KEY).unwrap();
+        let token = sign(&key, "contoso.azure-devices.net/devices/pump-01", 1_900_000_000);
+        assert_eq!(
+            token.expose_secret(),
+            "SharedAccessSignature sr=contoso.azure-devices.net%2Fdevices%2Fpump-01\
+             &sig=VvpxCjNknWB%2FTKyBRuukZyCE16ntj2TS%2FpEGdd4Za9Y%3D&se=1900000000"
+        );
+        let token = sign(&key, "contoso.azure-devices.net", 1_900_000_000);
+        assert!(
+            token.expose_secret().contains("sig=0vkyNxg3EC8XGB9SxmWAK%2BHPXI8RFwRgWBjM5FhIF58%3D")
+        );
+        let token = sign(&key, "0ne00000000/registrations/pump-01", 1_900_000_000);
+        assert!(
+            token.expose_secret().contains("sig=OLYOWhFykoC63JT2nY3rL2PZXeK13fzsNhbNvpNZPr0%3D")
+        );
+    }
+
+    #[test]
+    fn logs_in_as_a_device() {
+        let text =
+            format!("HostName=contoso.azure-devices.net;DeviceId=pump-01;SharedAccessKey={KEY}\n");
+        let login = credential(&text).unwrap().login(NOW, HOUR).unwrap();
+        assert_eq!(login.client_id, "pump-01");
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            login.user_name,
+            format!(
+                "contoso.azure-devices.net/pump-01/?api-version=2021-04-12\
+                 &DeviceClientType=twinboot%2F{version}"
+            )
+        );
+        assert_eq!(login.host, "contoso.azure-devices.net");
+        assert_eq!(login.renew_within, Some(HOUR));
+        assert!(password(&login).ends_with("&se=1900000000"), "an hour after now");
+        assert!(
+            password(&login).contains("sig=VvpxCjNknWB%2FTKyBRuukZyCE16ntj2TS%2FpEGdd4Za9Y%3D")
+        );
+    }
+
+    #[test]
+    fn logs_in_as_a_module_through_a_gateway() {
+        let text = format!(
+            "gatewayhostname=edge.local;HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey={KEY}"
+        );
+        let login = credential(&text).unwrap().login(NOW, HOUR).unwrap();
+        assert_eq!(login.client_id, "d/m");
+        assert!(login.user_name.starts_with("h/d/m/?api-version="));
+        assert_eq!(login.host, "edge.local");
+        assert!(password(&login).contains("sr=h%2Fdevices%2Fd%2Fmodules%2Fm&"));
+    }
+
+    #[test]
+    fn a_ready_made_token_is_used_until_it_ends() {
+        let text = "HostName=h;DeviceId=d;SharedAccessSignature=SharedAccessSignature \
+                    sr=h%2Fdevices%2Fd&sig=abc%3D&se=1899999999";
+        let login = credential(text).unwrap().login(NOW, HOUR).unwrap();
+        assert_eq!(
+            password(&login),
+            "SharedAccessSignature sr=h%2Fdevices%2Fd&sig=abc%3D&se=1899999999"
+        );
+        assert_eq!(login.renew_within, None);
+        let late = WallTime::from_unix_ms(1_900_000_000_000);
+        let error = credential(text).unwrap().login(late, HOUR).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "SharedAccessSignature: expired at 2030-03-17T17:46:39.000Z, \
+             put a new one into the credential file"
+        );
+    }
+
+    #[test]
+    fn a_certificate_needs_no_password() {
+        let files = CertificateFiles { chain: "/c.pem".into(), key: "/k.pem".into() };
+        for text in ["HostName=h;DeviceId=d;x509=true", "HostName=h;DeviceId=d"] {
+            let string: ConnectionString = text.parse().unwrap();
+            let login = string.with_files(Some(files.clone())).unwrap().login(NOW, HOUR).unwrap();
+            assert!(login.password.is_none());
+            assert_eq!(login.certificate, Some(files.clone()));
+        }
+    }
+
+    #[test]
+    fn names_the_key_and_never_the_secret() {
+        for (text, complaint) in [
+            ("", "HostName: is missing"),
+            ("HostName=h;SharedAccessKey=c2VjcmV0", "DeviceId: is missing"),
+            ("HostName=h;DeviceId=d", "SharedAccessKey: is missing"),
+            ("HostName=h;DeviceId=d;SharedAccessKey=", "SharedAccessKey: must be base64"),
+            ("HostName=h;DeviceId=d;SharedAccessKey=secret", "SharedAccessKey: must be base64"),
+            ("HostName=https://h/;DeviceId=d;SharedAccessKey=c2VjcmV0", "HostName: must be a host"),
+            ("HostName=h;DeviceId=a b;SharedAccessKey=c2VjcmV0", "DeviceId: must be 1 to 128"),
+            ("HostName=h;DeviceId=d/../e;SharedAccessKey=c2VjcmV0", "DeviceId: must be 1 to 128"),
+            ("HostName=h;HostName=h;DeviceId=d", "HostName: must not be there twice"),
+            ("HostName=h;DeviceId=d;c2VjcmV0secretsecretsecret=1", "a key of 26 bytes: is not"),
+            ("HostName=h;DeviceId=d;SharedAccesKey=c2VjcmV0", "SharedAccesKey: is not a key"),
+            (
+                "HostName=h;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0",
+                "SharedAccessKeyName: belongs to services",
+            ),
+            ("c2VjcmV0secret", "connection string: must be key=value"),
+            ("HostName=h;DeviceId=d;x509=maybe", "x509: must be true or false"),
+            ("HostName=h;DeviceId=d;x509=true", "x509: needs hub.certificate_file"),
+            ("HostName=h;DeviceId=d;x509=true;SharedAccessKey=c2VjcmV0", "x509: excludes"),
+            (
+                "HostName=h;DeviceId=d;SharedAccessSignature=secret",
+                "SharedAccessSignature: must begin with",
+            ),
+            (
+                "HostName=h;DeviceId=d;SharedAccessSignature=SharedAccessSignature sr=a&sig=secret",
+                "SharedAccessSignature: must have a field se",
+            ),
+        ] {
+            let error = credential(text).unwrap_err();
+            assert!(error.to_string().starts_with(complaint), "{text}: {error}");
+            for shown in [error.to_string(), format!("{error:?}")] {
+                assert!(!shown.contains("c2VjcmV0") && !shown.contains("secret"), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_printed_for_debugging_holds_no_secret() {
+        for proof in [
+            format!("SharedAccessKey={KEY}"),
+            "SharedAccessSignature=SharedAccessSignature sr=a&sig=MDEyMz&se=9999999999".to_owned(),
+        ] {
+            let credential = credential(&format!("HostName=h;DeviceId=d;{proof}")).unwrap();
+            let login = credential.login(NOW, HOUR).unwrap();
+            let printed = format!("{credential:?} {login:?}");
+            assert!(!printed.contains("MDEyMz") && !printed.contains("sig="), "{printed}");
+        }
+    }
+
+    fn source(file: &Path) -> Source {
+        let hub = config::Hub { credential_file: file.to_owned(), ..config::Hub::default() };
+        Source::new(&hub, None)
+    }
+
+    #[test]
+    fn refuses_a_file_that_others_can_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hub-credential");
+        fs::write(&file, format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}")).unwrap();
+        for (mode, usable) in [
+            (0o600, true),
+            (0o400, true),
+            (0o640, false),
+            (0o604, false),
+            (0o620, false),
+            (0o644, false),
+        ] {
+            fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+            let loaded = source(&file).load();
+            assert_eq!(loaded.is_ok(), usable, "{mode:o}");
+            if let Err(error) = loaded {
+                assert!(error.to_string().contains("run chmod 0600"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_a_private_key_that_others_can_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for (name, text) in [("credential", "HostName=h;DeviceId=d;x509=true"), ("key.pem", "k")] {
+            fs::write(path(name), text).unwrap();
+            fs::set_permissions(path(name), Permissions::from_mode(0o600)).unwrap();
+        }
+        let hub = config::Hub {
+            credential_file: path("credential"),
+            certificate_file: Some(path("chain.pem")),
+            private_key_file: Some(path("key.pem")),
+            ..config::Hub::default()
+        };
+        assert!(Source::new(&hub, None).load().is_ok());
+        fs::set_permissions(path("key.pem"), Permissions::from_mode(0o644)).unwrap();
+        let error = Source::new(&hub, None).load().unwrap_err();
+        assert!(error.to_string().contains("key.pem has mode 0644"), "{error}");
+    }
+
+    #[test]
+    fn the_credential_of_systemd_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let hub = config::Hub::default();
+        assert_eq!(Source::new(&hub, Some(folder.path())).file(), hub.credential_file);
+        let file = folder.path().join(SYSTEMD_CREDENTIAL);
+        fs::write(&file, format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}")).unwrap();
+        // systemd guards the folder and may give the group a bit by an ACL.
+        fs::set_permissions(&file, Permissions::from_mode(0o440)).unwrap();
+        let source = Source::new(&hub, Some(folder.path()));
+        assert_eq!(source.file(), file);
+        assert_eq!(source.load().unwrap().identity.to_string(), "d");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = source(Path::new("/nowhere/hub-credential")).load().unwrap_err();
+        assert_eq!(error.to_string(), "cannot read the credential file /nowhere/hub-credential");
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in any::<String>()) {
+            let _ = credential(&text);
+        }
+
+        #[test]
+        fn tokens_decode_to_what_was_signed(
+            key in prop::collection::vec(any::<u8>(), 1..80),
+            device in "[A-Za-z0-9:.+%_#*?!(),=@$'-]{1,128}",
+            lifetime_s in 10_u64..86_400,
+        ) {
+            let text = format!(
+                "HostName=h.example;DeviceId={device};SharedAccessKey={}",
+                BASE64.encode(&key)
+            );
+            let login =
+                credential(&text).unwrap().login(NOW, Duration::from_secs(lifetime_s)).unwrap();
+            let token = password(&login).strip_prefix("SharedAccessSignature ").unwrap();
+            let fields: Vec<&str> = token.split('&').collect();
+            let [resource, signature, expiry] = fields[..] else { panic!("{token}") };
+            let resource = resource.strip_prefix("sr=").unwrap();
+            let decoded = percent_decode_str(resource).decode_utf8().unwrap().into_owned();
+            prop_assert_eq!(decoded, format!("h.example/devices/{device}"));
+            let expiry = expiry.strip_prefix("se=").unwrap();
+            let mac = Hmac::<Sha256>::new_from_slice(&key)
+                .unwrap()
+                .chain_update(format!("{resource}\n{expiry}"));
+            let signature = percent_decode_str(signature.strip_prefix("sig=").unwrap())
+                .decode_utf8()
+                .unwrap()
+                .into_owned();
+            prop_assert!(mac.verify_slice(&BASE64.decode(signature).unwrap()).is_ok());
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What the agent asks of Linux: files that survive a power cut, outside programs, devices,
+//! mounts, the restart. Everything in here blocks.
+
+mod device;
+mod file;
+mod machine;
+mod restart;
+mod tool;
+
+pub use device::{DeviceNumber, MountedRoot, block_number, file_system_number, mounted_root};
+pub use file::{FileError, replace_file, sync_folder, temporary_of};
+pub use machine::{Sysroot, VersionError, boot_id, kernel_arguments, key_value, running_version};
+pub use restart::{RestartError, restart, restart_words};
+pub use tool::{Finished, Tail, Tool, ToolError};
