@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -116,8 +117,8 @@ fn in_own_network(name: &str, check: impl FnOnce()) {
         return check();
     }
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", LIMIT_S, "unshare", "--net", "--mount", "--pid", "--fork"]);
-    command.arg("--kill-child");
+    command.args(["--signal=KILL", LIMIT_S]);
+    command.args(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         command.arg("--map-root-user");
     }
@@ -127,7 +128,7 @@ fn in_own_network(name: &str, check: impl FnOnce()) {
         output.status.success(),
         "{command:?}: {}{}\n--- stdout\n{}\n--- stderr\n{}",
         output.status,
-        if output.status.code() == Some(124) { ", the time was over" } else { "" },
+        if output.status.signal() == Some(9) { ", the time was over" } else { "" },
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );

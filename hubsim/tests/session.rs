@@ -328,9 +328,7 @@ async fn the_other_readings_of_unknown_topics_can_be_chosen() {
 #[tokio::test]
 async fn a_message_over_the_limit_closes_the_connection() {
     let hub = hub().await;
-    let mut options = connect_options(&hub, DEVICE);
-    options.set_max_packet_size(1 << 20, 1 << 20);
-    let mut device = Device::connect(options).await.unwrap();
+    let mut device = Device::connect(connect_options(&hub, DEVICE)).await.unwrap();
     let body = "x".repeat(200 * 1024);
     device.publish_at("devices/pi-1/messages/events/", &body, QoS::AtLeastOnce).await;
     assert!(matches!(device.incoming().await, Ok(rumqttc::Packet::PubAck(_))));

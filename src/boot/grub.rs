@@ -343,7 +343,7 @@ mod tests {
         fn foreign()(
             lines in prop::collection::vec(
                 ("[a-z_]{1,8}", r"([ -\[\]-~]|\\\\|\\\n){0,20}").prop_map(|(n, v)| format!("{n}={v}\n"))
-                    .boxed().prop_union("#[ -~]{0,20}\n".boxed()),
+                    .boxed().prop_union("#[ -\\[\\]-~]{0,20}\n".boxed()),
                 0..12,
             ),
         ) -> String {

@@ -1,8 +1,39 @@
-//! Puts an image into the slot that is not running.
+//! Puts an image into the slot that is not running. Each way of doing it is one file; nothing
+//! outside this folder knows any.
 
-use std::path::PathBuf;
+mod block;
+mod command;
+mod medium;
 
-use crate::update::{Digest, Slot};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+pub use self::block::BlockInstaller;
+pub use self::command::CommandInstaller;
+use crate::config::{self, InstallKind};
+use crate::update::{Digest, Failure, FailureKind, Slot};
+
+/// An installer that the fetcher and the agent take turns to call.
+pub type SharedInstaller = Arc<Mutex<dyn Installer>>;
+
+/// The installer that the configuration asks for.
+#[must_use]
+pub fn installer(install: &config::Install, slots: &config::Slots) -> SharedInstaller {
+    match install.kind {
+        InstallKind::Block => Arc::new(Mutex::new(BlockInstaller::new(slots))),
+        InstallKind::Command => {
+            Arc::new(Mutex::new(CommandInstaller::new(&install.command, slots)))
+        }
+    }
+}
+
+/// The device of `slot`.
+fn device_of(slots: &config::Slots, slot: Slot) -> &Path {
+    match slot {
+        Slot::A => &slots.a.device,
+        Slot::B => &slots.b.device,
+    }
+}
 
 /// Puts images into slots. Called on a blocking thread.
 pub trait Installer: Send {
@@ -19,15 +50,17 @@ pub trait Installer: Send {
     fn begin(&mut self, slot: Slot) -> Result<Box<dyn ImageSink>, InstallError>;
 
     /// Opens `slot` to go on behind its first `written_bytes`, if they read back from the medium
-    /// with `digest`; `None` if they do not, or if this installer cannot go on.
+    /// with `digest`; `None` if they do not, or if this installer cannot go on. `progress` as for
+    /// [`Installer::digest`].
     ///
     /// # Errors
-    /// The slot cannot be read or opened; nothing was written.
+    /// The slot cannot be read or opened, or `progress` answered no; nothing was written.
     fn resume(
         &mut self,
         slot: Slot,
         written_bytes: u64,
         digest: Digest,
+        progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Option<Box<dyn ImageSink>>, InstallError>;
 
     /// SHA-256 of the first `size_bytes` of `slot` as the medium gives them back, past every
@@ -64,7 +97,16 @@ pub trait ImageSink: Send {
     /// # Errors
     /// The medium or the outside program failed; the slot's content is undefined.
     fn finish(self: Box<Self>) -> Result<(), InstallError>;
+
+    /// Ends, from another thread, whatever the sink may be waiting for beyond a medium: its
+    /// methods then fail soon. `None` if there is no such thing.
+    fn interrupter(&self) -> Option<Interrupter> {
+        None
+    }
 }
+
+/// Ends the wait of an [`ImageSink`]. May be called when the sink is gone already.
+pub type Interrupter = Box<dyn Fn() + Send + Sync>;
 
 /// Why an image could not be put into a slot.
 #[derive(Debug, thiserror::Error)]
@@ -132,4 +174,27 @@ pub enum InstallError {
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<InstallError> for Failure {
+    fn from(error: InstallError) -> Failure {
+        let advice = match &error {
+            InstallError::Open { .. } => "check that slots.*.device names the slot",
+            InstallError::Write { .. } | InstallError::Sync { .. } | InstallError::Read { .. } => {
+                "check the medium and the kernel's log"
+            }
+            InstallError::Full { .. } => "build a smaller image",
+            InstallError::InUse { .. } => "unmount it, or correct slots.*.device",
+            InstallError::Command { .. } => "see the installer's own log",
+            InstallError::Interrupted => "ask for the update again",
+        };
+        let kind = match &error {
+            InstallError::Full { .. } => FailureKind::TooLarge,
+            InstallError::Command { .. } => FailureKind::Installer,
+            InstallError::Interrupted => FailureKind::Cancelled,
+            _ => FailureKind::SlotIo,
+        };
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+        Failure::new(kind, format!("{error}{}; {advice}", cause.unwrap_or_default()))
+    }
 }

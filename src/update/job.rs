@@ -204,6 +204,13 @@ impl FromStr for ImageUrl {
             ParseError::new(hidden(), format!("must be an absolute https URL ({error})"))
         })?;
         let shown = ImageUrl(url);
+        // What must be escaped in it takes three bytes for one.
+        if shown.0.as_str().len() > MAX_IMAGE_URL_BYTES {
+            return Err(ParseError::new(
+                hidden(),
+                format!("a URL must not be longer than {MAX_IMAGE_URL_BYTES} bytes once escaped"),
+            ));
+        }
         let usable = match shown.0.scheme() {
             "https" | "http" => shown.0.has_host() && shown.0.host_str() != Some(""),
             "file" => shown.0.to_file_path().is_ok(),

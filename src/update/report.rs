@@ -13,6 +13,12 @@ use super::time::WallTime;
 /// Longest text in a report; a twin takes 4096 bytes in a string and 32 KiB in all.
 const MAX_TEXT_BYTES: usize = 1000;
 
+/// Largest number a twin takes; one more and the hub refuses the whole report.
+const MAX_NUMBER: u64 = (1 << 52) - 1;
+
+/// Most notices in a report; the first ones are the causes of the others.
+const MAX_NOTICES: usize = 8;
+
 /// Which of the tutorials' contracts are written, beside our own section.
 #[derive(Clone, Copy, Debug)]
 pub struct Contracts {
@@ -288,7 +294,8 @@ pub fn own_section(saved: &Saved, progress: &Progress, device: &Device) -> Value
     section.insert("slots".to_owned(), Value::Object(slots));
     section.insert("update".to_owned(), update(saved, progress));
     section.insert("lastUpdate".to_owned(), last_update(saved));
-    let notices: Vec<String> = device.notices.iter().map(|notice| clip(notice)).collect();
+    let notices: Vec<String> =
+        device.notices.iter().take(MAX_NOTICES).map(|notice| clip(notice)).collect();
     if !notices.is_empty() {
         section.insert("notices".to_owned(), json!(notices));
     }
@@ -317,14 +324,14 @@ fn update(saved: &Saved, progress: &Progress) -> Value {
     match &saved.state {
         State::Fetching { attempt, .. } => {
             put("attempt", json!(attempt));
-            put("bytesDownloaded", json!(progress.fetched_bytes));
-            put("bytesWritten", json!(progress.written_bytes));
-            put("bytesTotal", json!(progress.total_bytes));
+            put("bytesDownloaded", number(progress.fetched_bytes));
+            put("bytesWritten", number(progress.written_bytes));
+            put("bytesTotal", json!(progress.total_bytes.map(number)));
         }
         State::Verifying { written, attempt, .. } => {
             put("attempt", json!(attempt));
-            put("bytesDownloaded", json!(written.fetched_bytes));
-            put("bytesWritten", json!(written.image_bytes));
+            put("bytesDownloaded", number(written.fetched_bytes));
+            put("bytesWritten", number(written.image_bytes));
         }
         State::Switching { attempt, .. } => {
             put("attempt", json!(attempt));
@@ -390,6 +397,10 @@ fn latest_run(saved: &Saved) -> Option<&Run> {
 
 fn time(moment: Option<WallTime>) -> Value {
     json!(moment.map(|at| at.to_string()))
+}
+
+fn number(value: u64) -> Value {
+    json!(value.min(MAX_NUMBER))
 }
 
 fn clip(text: &str) -> String {

@@ -148,18 +148,19 @@ pub(super) async fn import(
 fn import_one(core: &Core, id: Option<&str>, item: Value) -> Result<(), HubError> {
     let identity = Identity::device(id.unwrap_or_default())?;
     let entry = entry(item)?;
-    let mode = entry.import_mode.clone().unwrap_or_else(|| "create".to_owned());
+    // azure-iothub writes some modes with a capital.
+    let mode = entry.import_mode.as_deref().unwrap_or("create").to_ascii_lowercase();
     let tag = entry.etag.clone().map_or(IfMatch::Any, IfMatch::Tag);
     match mode.as_str() {
         "create" => core.put_device(&identity, entry, None).map(drop),
         "update" => core.put_device(&identity, entry, Some(&IfMatch::Any)).map(drop),
-        "updateIfMatchETag" => core.put_device(&identity, entry, Some(&tag)).map(drop),
-        "createOrUpdate" => {
+        "updateifmatchetag" => core.put_device(&identity, entry, Some(&tag)).map(drop),
+        "createorupdate" => {
             let known = core.device(&identity).is_ok();
             core.put_device(&identity, entry, known.then_some(&IfMatch::Any)).map(drop)
         }
         "delete" => core.delete_device(&identity, None),
-        "deleteIfMatchETag" => core.delete_device(&identity, Some(&tag)),
+        "deleteifmatchetag" => core.delete_device(&identity, Some(&tag)),
         other => Err(HubError::ArgumentInvalid(format!(
             "importMode = {other:?}: must be create, update, updateIfMatchETag, createOrUpdate, \
              delete or deleteIfMatchETag"

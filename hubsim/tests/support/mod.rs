@@ -80,6 +80,8 @@ pub fn anonymous_options(hub: &Hub, id: &str) -> MqttOptions {
     }));
     options.set_keep_alive(Duration::from_secs(60));
     options.set_clean_session(false);
+    // IoT Hub's limit is 256 KB; rumqttc's own default is 10 KB.
+    options.set_max_packet_size(1 << 20, 1 << 20);
     options
 }
 
@@ -102,6 +104,13 @@ impl Device {
         for filter in [TWIN_RESPONSES, DESIRED, METHODS] {
             assert_eq!(device.subscribe(filter, QoS::AtMostOnce).await, Some(0));
         }
+        device
+    }
+
+    /// Connects and hears only answers to its own requests.
+    pub async fn reporter(hub: &Hub) -> Self {
+        let mut device = Self::connect(connect_options(hub, DEVICE)).await.unwrap();
+        assert_eq!(device.subscribe(TWIN_RESPONSES, QoS::AtMostOnce).await, Some(0));
         device
     }
 
