@@ -4,9 +4,16 @@
 //! report goes out. Nothing is queued: the report is the newest picture of the saved state, and
 //! the session keeps the hub's copy equal to it.
 
+pub mod calls;
+pub mod conversation;
 pub mod credential;
+pub mod diagnose;
+pub mod mirror;
+pub mod paho;
 pub mod payload;
+pub mod session;
 pub mod topic;
+pub mod transport;
 pub mod twin;
 
 use std::sync::Arc;

@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::request::{Answer, Command};
-use crate::update::{Digest, ImageUrl, Job, JobError, Origin, ParseError, Version};
+use crate::update::{
+    Digest, Failure, FailureKind, ImageUrl, Job, JobError, Origin, ParseError, Version, Wanted,
+};
 
 /// The rule that a desired URL broke, in the words of the firmware update tutorial.
 pub const INSECURE_URI: &str = "Insecure package URI";
@@ -120,6 +122,19 @@ fn not_an_object(found: &str) -> JobError {
         "must be an object with fwPackageUri, such as {\"fwPackageUri\":\"https://host/image\"}, \
          or that URL as a string",
     )
+}
+
+/// What the desired properties ask for, in the agent's terms; `None` if nothing.
+#[must_use]
+pub fn desired(document: &Map<String, Value>, rules: Rules) -> Option<Wanted> {
+    let job = wanted(document, rules)?.map_err(|error| {
+        if error.problem.rule == INSECURE_URI {
+            Failure::new(FailureKind::InsecureUrl, INSECURE_URI)
+        } else {
+            Failure::new(FailureKind::InvalidRequest, error.to_string())
+        }
+    });
+    Some(Wanted { fingerprint: fingerprint(document)?, job })
 }
 
 /// What the desired properties ask for; `None` if nothing. A section that cannot be carried out
@@ -318,7 +333,7 @@ mod tests {
         "ab".repeat(32)
     }
 
-    fn desired(section: Value, rules: Rules) -> Option<Result<Job, JobError>> {
+    fn section(section: Value, rules: Rules) -> Option<Result<Job, JobError>> {
         wanted(&Map::from_iter([("firmware".to_owned(), section)]), rules)
     }
 
@@ -408,8 +423,11 @@ mod tests {
             (&checked, LAX, true),
         ] {
             assert_eq!(install(&payload.to_string(), rules).is_ok(), taken, "{payload} {rules:?}");
-            let section = payload.clone();
-            assert_eq!(desired(section, rules).unwrap().is_ok(), taken, "{payload} {rules:?}");
+            assert_eq!(
+                section(payload.clone(), rules).unwrap().is_ok(),
+                taken,
+                "{payload} {rules:?}"
+            );
         }
     }
 
@@ -447,34 +465,34 @@ mod tests {
 
     #[test]
     fn reads_what_is_desired() {
-        let section = json!({
+        let full = json!({
             "fwVersion": "2.8.5", "fwPackageURI": "https://h/fw",
             "fwPackageCheckValue": hex(), "fwSize": 9, "type": "IoTDevKit",
         });
-        let job = desired(section, STRICT).unwrap().unwrap();
+        let job = section(full, STRICT).unwrap().unwrap();
         assert_eq!(job.url.to_string(), "https://h/fw");
         assert_eq!(job.version.unwrap().to_string(), "2.8.5");
         assert_eq!(job.size_bytes, Some(9));
         let other_spelling = json!({"fwVersion": "2", "fwPackageUri": "https://h/fw"});
-        assert!(desired(other_spelling, STRICT).unwrap().is_ok());
+        assert!(section(other_spelling, STRICT).unwrap().is_ok());
     }
 
     #[test]
     fn nothing_is_desired_without_url_and_version() {
         assert_eq!(wanted(&Map::new(), STRICT), None);
-        for section in [
+        for empty in [
             json!(null),
             json!({}),
             json!({"fwVersion": "", "fwPackageURI": "", "fwPackageCheckValue": ""}),
             json!({"fwPackageCheckValue": "abc"}),
         ] {
-            assert_eq!(desired(section, STRICT), None);
+            assert_eq!(section(empty, STRICT), None);
         }
     }
 
     #[test]
     fn says_what_is_wrong_with_what_is_desired() {
-        for (section, key, value, rule) in [
+        for (wrong, key, value, rule) in [
             (json!("2.0"), "firmware", "a string", "must be an object"),
             (json!({"fwVersion": "2"}), "firmware.fwPackageURI", "nothing", "must be an https URL"),
             (
@@ -502,11 +520,36 @@ mod tests {
                 "must be a string",
             ),
         ] {
-            let error = desired(section.clone(), STRICT).unwrap().unwrap_err();
-            assert_eq!(error.key, key, "{section}");
-            assert_eq!(error.problem.value, value, "{section}");
-            assert_eq!(error.problem.rule, rule, "{section}");
+            let error = section(wrong.clone(), STRICT).unwrap().unwrap_err();
+            assert_eq!(error.key, key, "{wrong}");
+            assert_eq!(error.problem.value, value, "{wrong}");
+            assert_eq!(error.problem.rule, rule, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_agent_is_told_job_or_failure_and_the_fingerprint() {
+        for (members, failure) in [
+            (json!({"fwPackageURI": "https://h/fw"}), None),
+            (
+                json!({"fwPackageURI": "http://h/fw"}),
+                Some((FailureKind::InsecureUrl, "Insecure package URI")),
+            ),
+            (
+                json!({"fwVersion": "2"}),
+                Some((
+                    FailureKind::InvalidRequest,
+                    "firmware.fwPackageURI = nothing: must be an https URL",
+                )),
+            ),
+        ] {
+            let document = Map::from_iter([("firmware".to_owned(), members)]);
+            let wanted = desired(&document, STRICT).unwrap();
+            assert_eq!(Some(wanted.fingerprint), fingerprint(&document));
+            let expected = failure.map(|(kind, detail)| Failure::new(kind, detail));
+            assert_eq!(wanted.job.err(), expected);
+        }
+        assert_eq!(desired(&Map::new(), STRICT), None);
     }
 
     #[test]
@@ -555,7 +598,7 @@ mod tests {
             let job = install(&plain, STRICT).unwrap();
             prop_assert_eq!(&install(&in_string, STRICT).unwrap(), &job);
             prop_assert_eq!(&install(&lenient, STRICT).unwrap(), &job);
-            prop_assert_eq!(&desired(object, STRICT).unwrap().unwrap(), &job);
+            prop_assert_eq!(&section(object, STRICT).unwrap().unwrap(), &job);
         }
     }
 }

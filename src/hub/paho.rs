@@ -1,0 +1,238 @@
+//! [`Transport`] by Eclipse Paho.
+//!
+//! Paho's own automatic reconnect stays off: it would come back with the old password, which is
+//! an expired token, and without subscriptions. Every connection is a new client with new
+//! options. Nothing is kept on disk: what must survive is the agent's saved state.
+
+use std::time::Duration;
+
+use paho_mqtt as mqtt;
+use secrecy::ExposeSecret;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::credential::Login;
+use super::diagnose::{Target, diagnose};
+use super::transport::{ConnectError, ConnectionError, Message, Transport};
+use crate::config;
+
+/// Path of the WebSocket (Microsoft, "Communicate with an IoT hub using the MQTT protocol").
+const WEBSOCKET_PATH: &str = "/$iothub/websocket";
+/// Time for the last messages and DISCONNECT to leave.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+/// What a SUBACK says of a filter that was not granted (MQTT 3.1.1 section 3.9.3).
+const NOT_GRANTED: i32 = 0x80;
+
+/// MQTT by Paho, over TLS or over a WebSocket.
+#[derive(Debug)]
+pub struct Paho {
+    hub: config::Hub,
+    live: Option<Live>,
+}
+
+/// One connection, or what is left of it.
+struct Live {
+    client: mqtt::AsyncClient,
+    /// Unbounded, because a bounded one would drop messages or block Paho's thread, on which the
+    /// session itself may wait. The session empties it at once.
+    incoming: mpsc::UnboundedReceiver<Option<mqtt::Message>>,
+    last_sent: Option<mqtt::DeliveryToken>,
+    lost: bool,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live").field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+impl Paho {
+    /// Connects by these settings.
+    #[must_use]
+    pub fn new(hub: &config::Hub) -> Self {
+        Paho { hub: hub.clone(), live: None }
+    }
+
+    fn target(&self, login: &Login) -> Target {
+        let default_port = match self.hub.transport {
+            config::Transport::Tcp => 8883,
+            config::Transport::Websocket => 443,
+        };
+        let proxy = self.hub.proxy.as_ref().map(config::ProxyUrl::url);
+        Target {
+            host: self.hub.host.as_ref().unwrap_or(&login.host).clone(),
+            port: self.hub.port.unwrap_or(default_port),
+            ca_file: self.hub.ca_file.clone(),
+            proxy: proxy
+                .and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?))),
+            limit: self.hub.connect_limit_s.duration(),
+        }
+    }
+
+    fn client(&self, login: &Login, target: &Target) -> Result<mqtt::AsyncClient, mqtt::Error> {
+        let Target { host, port, .. } = target;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        let uri = match self.hub.transport {
+            config::Transport::Tcp => format!("ssl://{host}:{port}"),
+            config::Transport::Websocket => format!("wss://{host}:{port}{WEBSOCKET_PATH}"),
+        };
+        mqtt::CreateOptionsBuilder::new()
+            .server_uri(uri)
+            .client_id(&login.client_id)
+            .persistence(mqtt::PersistenceType::None)
+            .mqtt_version(mqtt::MQTT_VERSION_3_1_1)
+            .create_client()
+    }
+
+    fn options(&self, login: &Login, target: &Target) -> Result<mqtt::ConnectOptions, mqtt::Error> {
+        let mut tls = mqtt::SslOptionsBuilder::new();
+        tls.trust_store(&self.hub.ca_file)?
+            .disable_default_trust_store(true)
+            .enable_server_cert_auth(true)
+            .verify(true);
+        if let Some(files) = &login.certificate {
+            tls.key_store(&files.chain)?.private_key(&files.key)?;
+        }
+        // The version must be said: left to itself Paho tries 3.1 after a refusal, which the hub
+        // does not speak and which hides the true reason.
+        let mut options = mqtt::ConnectOptionsBuilder::with_mqtt_version(mqtt::MQTT_VERSION_3_1_1);
+        options
+            .clean_session(false)
+            .keep_alive_interval(self.hub.keep_alive_s.duration())
+            .connect_timeout(self.hub.connect_limit_s.duration())
+            .user_name(&login.user_name)
+            .ssl_options(tls.finalize());
+        if let Some(password) = &login.password {
+            options.password(password.expose_secret());
+        }
+        if let Some((host, port)) = &target.proxy {
+            options.https_proxy(format!("http://{host}:{port}"));
+        }
+        Ok(options.finalize())
+    }
+
+    /// Why a connection did not come about.
+    async fn explain(error: mqtt::Error, target: &Target) -> ConnectError {
+        if let mqtt::Error::ConnectReturn(code) = error {
+            // `repr(u8)` with the numbers of MQTT 3.1.1.
+            return ConnectError::Refused { code: return_code(code) };
+        }
+        match diagnose(target).await {
+            Err(cause) => ConnectError::Unreachable(cause),
+            Ok(()) if matches!(error, mqtt::Error::Timeout) => ConnectError::Silent,
+            Ok(()) => ConnectError::Closed,
+        }
+    }
+
+    /// Frees the client, if there is one. Not here, but on a thread that may block: Paho holds its
+    /// lock while it resolves a name.
+    async fn give_up(&mut self) {
+        let Some(live) = self.live.take() else { return };
+        let freed = timeout(GOODBYE_LIMIT, spawn_blocking(move || drop(live))).await;
+        if !matches!(freed, Ok(Ok(()))) {
+            debug!("a connection is still being freed");
+        }
+    }
+}
+
+fn return_code(code: mqtt::ConnectReturnCode) -> u8 {
+    match code {
+        mqtt::ConnectReturnCode::Accepted => 0,
+        mqtt::ConnectReturnCode::UnacceptableProtocolVersion => 1,
+        mqtt::ConnectReturnCode::IdentifierRejected => 2,
+        mqtt::ConnectReturnCode::ServerUnavailable => 3,
+        mqtt::ConnectReturnCode::BadUserNameOrPassword => 4,
+        mqtt::ConnectReturnCode::NotAuthorized => 5,
+    }
+}
+
+impl Transport for Paho {
+    async fn connect(&mut self, login: &Login) -> Result<(), ConnectError> {
+        self.give_up().await;
+        let target = self.target(login);
+        let setup = |error: mqtt::Error| ConnectError::Setup(error.to_string());
+        let client = self.client(login, &target).map_err(setup)?;
+        let options = self.options(login, &target).map_err(setup)?;
+        let (sender, incoming) = mpsc::unbounded_channel();
+        // `None` marks the end of the connection; Paho passes it to the same callback, but only
+        // if there is one for lost connections too.
+        client.set_message_callback(move |_, message| drop(sender.send(message)));
+        client.set_connection_lost_callback(|_| ());
+        let connecting = client.connect(options);
+        self.live = Some(Live { client, incoming, last_sent: None, lost: false });
+        // Paho keeps the limit itself; this is for what it does not count, name resolution.
+        let limit = self.hub.connect_limit_s.duration().saturating_add(GOODBYE_LIMIT);
+        let result = timeout(limit, connecting).await.unwrap_or(Err(mqtt::Error::Timeout));
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.give_up().await;
+                debug!(%error, "connect failed");
+                Err(Self::explain(error, &target).await)
+            }
+        }
+    }
+
+    async fn subscribe(&mut self, filters: &[&str]) -> Result<(), ConnectionError> {
+        let live = self.live.as_mut().ok_or(ConnectionError::Lost)?;
+        let granted = live
+            .client
+            .subscribe_many_same_qos(filters, mqtt::QOS_0)
+            .await
+            .map_err(|_| ConnectionError::Lost)?
+            .subscribe_many_response()
+            .unwrap_or_default();
+        let refused = filters.iter().zip(granted).find(|(_, qos)| *qos >= NOT_GRANTED);
+        match refused {
+            Some((filter, _)) => Err(ConnectionError::NotGranted { filter: (*filter).to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    async fn unsubscribe(&mut self, filter: &str) -> Result<(), ConnectionError> {
+        let live = self.live.as_mut().ok_or(ConnectionError::Lost)?;
+        live.client.unsubscribe(filter).await.map(drop).map_err(|_| ConnectionError::Lost)
+    }
+
+    fn publish(&mut self, topic: &str, payload: Vec<u8>) -> Result<(), ConnectionError> {
+        let live = self.live.as_mut().ok_or(ConnectionError::Lost)?;
+        let message = mqtt::Message::new(topic, payload, mqtt::QOS_0);
+        let token = live.client.try_publish(message).map_err(|_| ConnectionError::Lost)?;
+        live.last_sent = Some(token);
+        Ok(())
+    }
+
+    async fn receive(&mut self) -> Option<Message> {
+        let live = self.live.as_mut()?;
+        if live.lost {
+            return None;
+        }
+        match live.incoming.recv().await.flatten() {
+            Some(message) => Some(Message {
+                topic: message.topic().to_owned(),
+                payload: message.payload().to_vec(),
+            }),
+            None => {
+                live.lost = true;
+                None
+            }
+        }
+    }
+
+    async fn disconnect(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
+        let goodbye = async {
+            if let Some(sent) = live.last_sent.take() {
+                // DISCONNECT overtakes a message that is only half written.
+                let _ = sent.await;
+            }
+            let _ = live.client.disconnect(None).await;
+        };
+        if timeout(GOODBYE_LIMIT, goodbye).await.is_err() {
+            debug!("the connection did not close in time");
+        }
+        self.give_up().await;
+    }
+}
