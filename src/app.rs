@@ -62,11 +62,11 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
     let ports = Ports {
         boot: boot::open(&config.boot, &config.slots, &sysroot),
         store: Box::new(store),
-        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        clock: clock.clone(),
         images: Arc::new(fetcher),
         health: Arc::new(Checks(Arc::clone(&config))),
         restarter: Arc::new(Machine(Arc::clone(&config))),
-        supervisor: Arc::clone(&systemd) as Arc<_>,
+        supervisor: systemd.clone(),
     };
     let inputs = Inputs { requests: incoming, desired: documents, session, report };
     let agent = Agent::start(
@@ -90,7 +90,7 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         transport: hub::paho::Paho::new(&config.hub),
         source: credential,
         link,
-        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        clock: clock.clone(),
         rules: rules(&config),
         timing: (&config.hub).into(),
     };

@@ -1,0 +1,499 @@
+//! A device, played by the harness: two slots, a bootloader, a restart, and the real daemon.
+//!
+//! What the harness plays is what a board would do: it chooses the slot by the bootloader's
+//! variables, looks into that slot for a system, and starts the daemon with what this system tells
+//! of itself below `--sysroot`. The daemon, its slots, its files and its network are real.
+#![allow(dead_code, reason = "the tests and the demo each use a part")]
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use tokio::net::unix::pipe;
+
+#[path = "slots.rs"]
+pub mod slots;
+
+use slots::Slot;
+
+/// Longer than anything takes; what ends by it has failed.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two looks at something that tells nobody when it changes.
+pub const LOOK: Duration = Duration::from_millis(10);
+
+const BOOTLOADER: &str = include_str!("bootloader.sh");
+
+/// How a machine is built.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Where everything of it lies. Must exist; is not removed.
+    pub folder: &'a Path,
+    /// The daemon.
+    pub twinbootd: &'a Path,
+    /// Bytes of each slot.
+    pub slot_bytes: u64,
+    /// What slot A holds at first; slot B is empty.
+    pub image: &'a Path,
+    /// Loop devices, where they can be had.
+    pub loop_devices: bool,
+    /// The connection string of the device.
+    pub credential: &'a str,
+}
+
+/// A device.
+#[derive(Debug)]
+pub struct Machine {
+    /// Where everything of it lies.
+    pub folder: PathBuf,
+    /// Slots A and B.
+    pub slots: [Slot; 2],
+    twinbootd: PathBuf,
+    config: toml::Table,
+    orders: pipe::Receiver,
+    daemon: Option<Child>,
+    running: Option<Boot>,
+}
+
+/// What booted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Boot {
+    /// `A` or `B`.
+    pub slot: char,
+    /// `IMAGE_VERSION` of the system in it.
+    pub version: String,
+    /// Whether the slot that should have booted holds no system.
+    pub fell_back: bool,
+}
+
+/// What the daemon does to the machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Happening {
+    /// It ordered a restart.
+    RestartOrdered,
+    /// It ended by itself.
+    Ended(ExitStatus),
+}
+
+impl Machine {
+    /// Builds a machine that is switched off.
+    ///
+    /// # Errors
+    /// A file, a device or a pipe could not be made.
+    pub fn build(plan: &Plan<'_>) -> io::Result<Self> {
+        let folder = plan.folder.canonicalize()?;
+        for name in ["state", "run", "health.d", "sysroot"] {
+            fs::create_dir_all(folder.join(name))?;
+        }
+        fs::set_permissions(folder.join("state"), Permissions::from_mode(0o700))?;
+        let attach = |name: &str, content: Option<&Path>| {
+            let file = folder.join(name);
+            match content {
+                Some(image) => drop(fs::copy(image, &file)?),
+                None => drop(fs::File::create(&file)?),
+            }
+            OpenOptions::new().write(true).open(&file)?.set_len(plan.slot_bytes)?;
+            Slot::attach(&file, plan.loop_devices)
+        };
+        let slots = [attach("slot-a.img", Some(plan.image))?, attach("slot-b.img", None)?];
+
+        let program = |name: &str, text: &str| write_mode(&folder.join(name), text, 0o755);
+        program("bootloader.sh", BOOTLOADER)?;
+        let fifo = folder.join("restart.fifo");
+        let restart = format!("#!/bin/sh\necho restart >'{}'\n", fifo.display());
+        program("restart.sh", &restart)?;
+        write_mode(&folder.join("bootloader.env"), "default=A\ntry=\n", 0o644)?;
+        write_mode(&folder.join("hub-credential"), plan.credential, 0o600)?;
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+        // Open for both: the restart program never waits for a reader, and the end never comes.
+        let orders = pipe::OpenOptions::new().read_write(true).open_receiver(&fifo)?;
+
+        let config = defaults(&folder, &slots);
+        Ok(Machine {
+            folder,
+            slots,
+            twinbootd: plan.twinbootd.to_owned(),
+            config,
+            orders,
+            daemon: None,
+            running: None,
+        })
+    }
+
+    /// Sets a key of the daemon's configuration, such as `update.trial_limit_s`; it counts from
+    /// the daemon's next start on.
+    pub fn set(&mut self, key: &str, value: impl Into<toml::Value>) {
+        set(&mut self.config, key, value.into());
+    }
+
+    /// Takes a key out of the configuration.
+    pub fn unset(&mut self, section: &str, key: &str) {
+        if let Some(toml::Value::Table(table)) = self.config.get_mut(section) {
+            table.remove(key);
+        }
+    }
+
+    /// Puts a program into `health.d`; without text it is taken away.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn health_program(&self, name: &str, text: Option<&str>) -> io::Result<()> {
+        let path = self.folder.join("health.d").join(name);
+        match text {
+            Some(text) => write_mode(&path, text, 0o755),
+            None => fs::remove_file(path),
+        }
+    }
+
+    /// Has the bootloader program refuse these verbs from now on.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn bootloader_refuses(&self, verbs: &[&str]) -> io::Result<()> {
+        fs::write(self.folder.join("bootloader.fails"), verbs.join("\n") + "\n")
+    }
+
+    /// Switches the machine on: the bootloader chooses, the system starts, the daemon with it.
+    ///
+    /// # Errors
+    /// No slot boots, or the daemon could not be started.
+    pub fn boot(&mut self) -> io::Result<Boot> {
+        assert!(self.daemon.is_none(), "the machine runs already");
+        let variables = self.variables()?;
+        let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
+        let wanted = if wanted == "B" { 'B' } else { 'A' };
+        // The one boot that a try is for.
+        self.set_variables(&variables.0, "")?;
+        let other = if wanted == 'A' { 'B' } else { 'A' };
+        let found = [wanted, other].into_iter().find_map(|slot| {
+            let release = self.slot(slot).os_release()?;
+            let version = release_value(&release, "IMAGE_VERSION")?;
+            Some((slot, version, release))
+        });
+        let (slot, version, release) =
+            found.ok_or_else(|| io::Error::other("neither slot holds a system: a brick"))?;
+        let boot = Boot { slot, version, fell_back: slot != wanted };
+        self.write_sysroot(&boot, &release)?;
+        self.running = Some(boot.clone());
+        self.start_daemon()?;
+        Ok(boot)
+    }
+
+    /// What runs, or ran last.
+    pub fn running(&self) -> Option<&Boot> {
+        self.running.as_ref()
+    }
+
+    /// Slot `A` or `B`.
+    pub fn slot(&self, name: char) -> &Slot {
+        let [a, b] = &self.slots;
+        if name == 'B' { b } else { a }
+    }
+
+    /// The bootloader's variables: default and try.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn variables(&self) -> io::Result<(String, String)> {
+        let text = fs::read_to_string(self.folder.join("bootloader.env"))?;
+        let value = |key| release_value(&text, key).unwrap_or_default();
+        Ok((value("default"), value("try")))
+    }
+
+    fn set_variables(&self, default: &str, once: &str) -> io::Result<()> {
+        let text = format!("default={default}\ntry={once}\n");
+        fs::write(self.folder.join("bootloader.env"), text)
+    }
+
+    fn write_sysroot(&self, boot: &Boot, release: &str) -> io::Result<()> {
+        let root = self.folder.join("sysroot");
+        let slot = self.slot(boot.slot);
+        let mounted = slot.number().map_or_else(String::new, |number| {
+            format!("21 1 {number} / / ro,relatime - ext4 {} ro\n", slot.device.display())
+        });
+        let id = format!("{:032x}\n", fastrand::u128(..));
+        for (path, text) in [
+            ("proc/cmdline", format!("quiet twinboot.slot={} ro\n", boot.slot)),
+            ("proc/self/mountinfo", mounted),
+            ("proc/sys/kernel/random/boot_id", id),
+            ("etc/os-release", release.to_owned()),
+            ("run/systemd/timesync/synchronized", String::new()),
+        ] {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap_or(&root))?;
+            fs::write(path, text)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the daemon in the present boot, as systemd does after it has died.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_daemon(&mut self) -> io::Result<()> {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let config = self.config_file();
+        fs::write(&config, self.config.to_string())?;
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        // Dies with the harness, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&self.twinbootd)
+            .arg("--config")
+            .arg(&config)
+            .arg("--sysroot")
+            .arg(self.folder.join("sysroot"))
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        self.daemon = Some(child);
+        Ok(())
+    }
+
+    /// The daemon's process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    /// Whether the daemon has ended by itself, and how.
+    ///
+    /// # Errors
+    /// The kernel cannot tell.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(daemon) = &mut self.daemon else { return Ok(None) };
+        let status = daemon.try_wait()?;
+        if status.is_some() {
+            self.daemon = None;
+        }
+        Ok(status)
+    }
+
+    /// Kills the daemon in the middle of whatever it does.
+    pub fn kill9(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let group = pid(&daemon);
+            let _ = killpg(group, Signal::SIGKILL);
+            let _ = daemon.wait();
+        }
+    }
+
+    /// Asks the daemon to end, as systemd does.
+    ///
+    /// # Errors
+    /// It did not end within `limit`; it is killed then.
+    pub async fn sigterm(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let Some(daemon) = &mut self.daemon else {
+            return Err(io::Error::other("the daemon does not run"));
+        };
+        kill(pid(daemon), Signal::SIGTERM)?;
+        let asked = Instant::now();
+        loop {
+            if let Some(status) = daemon.try_wait()? {
+                self.daemon = None;
+                return Ok(status);
+            }
+            if asked.elapsed() > limit {
+                self.kill9();
+                return Err(io::Error::other(format!("still there {limit:?} after SIGTERM")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The power goes and comes back.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn power_cut(&mut self) -> io::Result<Boot> {
+        self.kill9();
+        self.forget_orders();
+        self.boot()
+    }
+
+    /// An orderly restart of the machine.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`], or the daemon did not end when asked to.
+    pub async fn restart(&mut self) -> io::Result<Boot> {
+        if self.daemon.is_some() {
+            self.sigterm(LIMIT).await?;
+        }
+        self.forget_orders();
+        self.boot()
+    }
+
+    /// Waits until the daemon orders a restart, or ends by itself. Cancel-safe.
+    ///
+    /// # Errors
+    /// The pipe broke, or the kernel cannot tell.
+    pub async fn next(&mut self) -> io::Result<Happening> {
+        loop {
+            // Cancel-safe: nothing is read before it is returned.
+            tokio::select! {
+                order = order(&self.orders) => return order.map(|()| Happening::RestartOrdered),
+                () = tokio::time::sleep(LOOK) => if let Some(status) = self.ended()? {
+                    return Ok(Happening::Ended(status));
+                }
+            }
+        }
+    }
+
+    /// Waits until the daemon orders a restart.
+    ///
+    /// # Errors
+    /// It ended by itself, or did neither within `limit`.
+    pub async fn restart_order(&mut self, limit: Duration) -> io::Result<()> {
+        match tokio::time::timeout(limit, self.next()).await {
+            Ok(Ok(Happening::RestartOrdered)) => Ok(()),
+            Ok(Ok(Happening::Ended(status))) => {
+                Err(io::Error::other(format!("it ended: {status}")))
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::other(format!("no restart was ordered within {limit:?}"))),
+        }
+    }
+
+    /// Orders of a boot that is over are nobody's.
+    fn forget_orders(&self) {
+        let mut words = [0_u8; 256];
+        while self.orders.try_read(&mut words).is_ok() {}
+    }
+
+    /// The configuration file of the daemon.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.join("twinboot.toml")
+    }
+
+    /// What the daemon logs, in all its starts.
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.join("twinbootd.log")
+    }
+
+    /// The socket of the device command.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("run/control.sock")
+    }
+
+    /// The saved state, as JSON; null while there is none.
+    pub fn saved(&self) -> serde_json::Value {
+        fs::read(self.folder.join("state/state.json"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
+    }
+
+    /// Everything that helps to understand a failure. No secrets: the credential is left out.
+    pub fn account(&self) -> String {
+        let text = |name: &str| fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+        let log = text("twinbootd.log");
+        let from = log.len().saturating_sub(20_000);
+        let from = (from..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
+        format!(
+            "boot: {:?}\n--- bootloader.env\n{}--- bootloader calls\n{}--- twinboot.toml\n{}--- \
+             state.json\n{}\n--- twinbootd.log (end)\n{}",
+            self.running,
+            text("bootloader.env"),
+            text("bootloader.log").replace('\n', "; "),
+            text("twinboot.toml"),
+            self.saved(),
+            log.get(from..).unwrap_or_default(),
+        )
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+async fn order(orders: &pipe::Receiver) -> io::Result<()> {
+    let mut words = [0_u8; 256];
+    loop {
+        orders.readable().await?;
+        match orders.try_read(&mut words) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
+}
+
+/// Sets `key`, such as `update.trial_limit_s`.
+fn set(config: &mut toml::Table, key: &str, value: toml::Value) {
+    let mut table = config;
+    let mut parts = key.split('.').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            table.insert(part.to_owned(), value);
+            return;
+        }
+        let entry = table.entry(part).or_insert_with(|| toml::Table::new().into());
+        match entry {
+            toml::Value::Table(inner) => table = inner,
+            _ => return,
+        }
+    }
+}
+
+/// A configuration for a short life: small delays, everything inside the folder.
+fn defaults(folder: &Path, slots: &[Slot; 2]) -> toml::Table {
+    let path = |name: &str| toml::Value::from(folder.join(name).display().to_string());
+    let [a, b] = slots.each_ref().map(|slot| toml::Value::from(slot.device.display().to_string()));
+    let program = |words: &[toml::Value]| toml::Value::from(words.to_vec());
+    let mut config = toml::Table::new();
+    for (key, value) in [
+        ("hub.credential_file", path("hub-credential")),
+        ("hub.retry_min_s", 1.into()),
+        ("hub.retry_max_s", 2.into()),
+        ("hub.refused_retry_s", 2.into()),
+        ("report.progress_interval_s", 1.into()),
+        ("report.progress_step_percent", 1.into()),
+        ("update.trial_limit_s", 60.into()),
+        ("fetch.retry_min_s", 1.into()),
+        ("fetch.retry_max_s", 2.into()),
+        ("slots.a.device", a),
+        ("slots.b.device", b),
+        ("install.checkpoint_mib", 1.into()),
+        ("boot.kind", "custom".into()),
+        ("boot.custom.command", program(&[path("bootloader.sh"), path("")])),
+        ("health.directory", path("health.d")),
+        ("health.interval_s", 1.into()),
+        ("restart.command", program(&[path("restart.sh")])),
+        ("state.directory", path("state")),
+        ("control.socket", path("run/control.sock")),
+    ] {
+        set(&mut config, key, value);
+    }
+    config
+}
+
+/// A file with this text and mode, whatever the umask.
+fn write_mode(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    // The mode counts from the first moment: a text may be a secret.
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// The value of `key` in lines of `KEY=value`, without quotes.
+fn release_value(text: &str, key: &str) -> Option<String> {
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .find_map(|(name, value)| (name == key).then(|| value.trim_matches('"').to_owned()))
+}
