@@ -318,6 +318,7 @@ fn say_orders(orders: &[Order]) -> String {
         Order::Confirm => "confirm".into(),
         Order::Watch(None) => "watch".into(),
         Order::Watch(Some(until)) => format!("watch until {until} s"),
+        Order::RestartToTry => "restart to try".into(),
         Order::Restart => "restart".into(),
     };
     orders
@@ -431,7 +432,7 @@ switching                 | cancel                  | switching, order 1        
 switching                 | confirm                 | switching, order 1                        | answer Nothing
 switching                 | roll back               | switching, order 1                        | answer Busy(run)
 switching                 | reboot                  | switching, order 1                        | answer TooLate(run)
-switching                 | switched                | restarting, order 1                       | restart
+switching                 | switched                | restarting, order 1                       | restart to try
 switching                 | not switched            | idle: failed, bootloader                  | forget B
 switching                 | not restarted           | switching, order 2                        | try B
 # The machine is to restart into slot B.
@@ -1073,13 +1074,15 @@ fn settle(mut saved: Saved, mut facts: Facts, obeys: bool) -> Saved {
                 Order::Confirm if obeys => events.push_back(self::event("confirmed")),
                 Order::Watch(Some(_)) if obeys => events.push_back(self::event("healthy")),
                 Order::Watch(Some(_)) => events.push_back(self::event("trial over")),
-                Order::Restart if obeys => {
+                Order::RestartToTry | Order::Restart if obeys => {
                     boot += 1;
                     let slot = facts.next.unwrap_or(facts.running);
                     facts = reboot(&facts, boot, slot, Some(saved.home.unwrap_or(slot)));
                     events = [Event::Started].into();
                 }
-                Order::Restart => events.push_back(self::event("not restarted")),
+                Order::RestartToTry | Order::Restart => {
+                    events.push_back(self::event("not restarted"));
+                }
                 _ => {}
             }
         }
