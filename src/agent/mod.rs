@@ -350,7 +350,10 @@ impl Agent {
         let (old, new) = (Phase::of(&self.saved.state), Phase::of(&next.state));
         self.saved = next;
         if old != new {
-            self.progress.send_replace(Progress::default());
+            // The download has told the length already when its first byte comes.
+            if new != Phase::Downloading {
+                self.progress.send_replace(Progress::default());
+            }
             let run = self.saved.state.run();
             info!(
                 phase = new.name(),
