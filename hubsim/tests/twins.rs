@@ -417,7 +417,7 @@ fn any_patch() -> impl Strategy<Value = Value> {
         prop::collection::btree_map("[abc]", inner, 0..4)
             .prop_map(|map| map.into_iter().collect::<Value>())
     };
-    object(leaf.prop_recursive(3, 12, 3, move |inner| object(inner)).boxed())
+    object(leaf.prop_recursive(3, 12, 3, object).boxed())
 }
 
 proptest! {
