@@ -240,3 +240,141 @@ fn zstd_error(code: usize) -> DecodeError {
         _ => DecodeError::Corrupt(zstd_safe::get_error_name(code).to_lowercase()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MEMORY: u64 = 64 << 20;
+
+    fn compress(format: Format, bytes: &[u8]) -> Vec<u8> {
+        match format {
+            Format::Raw => bytes.to_vec(),
+            Format::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+            Format::Xz => {
+                let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 0);
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+            Format::Zstd => zstd::bulk::compress(bytes, 1).unwrap(),
+        }
+    }
+
+    /// Decodes pieces of `file` with `space` bytes of output at a time. Answers the image, where
+    /// in the file a decoder could start afresh, and whether it ended at such a place.
+    fn decode(
+        file: &[u8],
+        piece: usize,
+        space: usize,
+    ) -> Result<(Vec<u8>, Vec<usize>, bool), DecodeError> {
+        let mut decoder = Decoder::new(Format::of(file), MEMORY)?.unwrap();
+        let (mut image, mut starts, mut position) = (Vec::new(), Vec::new(), 0);
+        for mut bytes in file.chunks(piece) {
+            loop {
+                if decoder.is_between_parts() && !bytes.is_empty() {
+                    starts.push(position);
+                }
+                let mut output = Vec::new();
+                output.reserve_exact(space);
+                let capacity = output.capacity();
+                let step = decoder.decode(bytes, &mut output)?;
+                assert_eq!(output.capacity(), capacity, "no output beyond the bound");
+                position += step.consumed;
+                bytes = &bytes[step.consumed..];
+                let is_full = output.len() == capacity;
+                image.append(&mut output);
+                if bytes.is_empty() && !is_full {
+                    break;
+                }
+            }
+        }
+        Ok((image, starts, decoder.is_between_parts()))
+    }
+
+    fn formats() -> impl Strategy<Value = Format> {
+        prop_oneof![Just(Format::Gzip), Just(Format::Xz), Just(Format::Zstd)]
+    }
+
+    fn content() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let run = (any::<u8>(), 0..3000_usize).prop_map(|(byte, count)| vec![byte; count]);
+        let noise = prop::collection::vec(any::<u8>(), 1..2000);
+        prop::collection::vec(prop_oneof![run, noise], 1..6)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn any_split_gives_the_same_image(
+            format in formats(), parts in content(), piece in 1..5000_usize, space in 1..5000_usize,
+        ) {
+            let file: Vec<u8> = parts.iter().flat_map(|part| compress(format, part)).collect();
+            let (image, starts, ended) = decode(&file, piece, space).unwrap();
+            prop_assert_eq!(&image, &parts.concat());
+            prop_assert!(ended);
+            // Whatever begins at such a place is a file of its own.
+            for start in starts {
+                prop_assert_eq!(Format::of(&file[start..]), format);
+                let (rest, _, ended) = decode(&file[start..], 4096, 4096).unwrap();
+                prop_assert!(ended && image.ends_with(&rest));
+            }
+        }
+
+        #[test]
+        fn never_takes_a_part_for_the_whole(
+            format in formats(), parts in content(), cut in any::<prop::sample::Index>(),
+        ) {
+            let file = compress(format, &parts.concat());
+            let cut = 6 + cut.index(file.len() - 6);
+            if let Ok((_, _, ended)) = decode(&file[..cut], 1000, 1000) {
+                prop_assert!(!ended);
+            }
+        }
+
+        #[test]
+        fn survives_noise(
+            format in formats(), noise in prop::collection::vec(any::<u8>(), 0..2000),
+        ) {
+            let mut file = compress(format, b"image");
+            file.truncate(6);
+            file.extend(noise);
+            let _ = decode(&file, 100, 100);
+        }
+    }
+
+    #[test]
+    fn tells_formats_by_their_first_bytes() {
+        for format in [Format::Gzip, Format::Xz, Format::Zstd] {
+            assert_eq!(Format::of(&compress(format, b"image")), format);
+        }
+        assert_eq!(Format::of(&[0x5E, 0x2A, 0x4D, 0x18, 0, 0, 0, 0]), Format::Zstd);
+        for raw in [&[][..], &[0; 4096], b"\x1F", b"\x1F\x8B", b"MBR?", b"PK\x03\x04"] {
+            assert_eq!(Format::of(raw), Format::Raw);
+        }
+    }
+
+    #[test]
+    fn stays_within_its_memory() {
+        let image = vec![1; 1 << 20];
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(27).unwrap();
+        encoder.write_all(&image).unwrap();
+        let wide = encoder.finish().unwrap();
+        let heavy = {
+            let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 9);
+            encoder.write_all(&image).unwrap();
+            encoder.finish().unwrap()
+        };
+        for file in [wide, heavy] {
+            assert_eq!(decode(&file, 4096, 4096).unwrap_err(), DecodeError::Memory);
+        }
+    }
+}

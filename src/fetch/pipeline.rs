@@ -178,7 +178,7 @@ impl Feed {
             written = &mut work => written,
             () = plan.cancel.cancelled() => {
                 stop.now();
-                work.await
+                work.await.map_err(|_| cancelled(&plan.url))
             }
         }
     }

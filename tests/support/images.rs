@@ -238,9 +238,9 @@ impl ImageServer {
         state.seen.iter().filter(|seen| seen.path == path).cloned().collect()
     }
 
-    /// Bytes of bodies that were sent for `path` so far.
-    pub fn sent(&self, path: &str) -> usize {
-        self.seen(path).iter().map(|seen| seen.sent).sum()
+    /// Bytes of bodies that were sent for `path`, without those of its first `requests`.
+    pub fn sent_since(&self, path: &str, requests: usize) -> usize {
+        self.seen(path).iter().skip(requests).map(|seen| seen.sent).sum()
     }
 
     async fn answer<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
