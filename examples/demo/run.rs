@@ -223,13 +223,10 @@ fn shown(reported: &Value) -> Result<String> {
 }
 
 fn summary(stage: &Stage, image: &Image, figures: &Figures) -> Result<()> {
-    let fetched: u64 = stage
-        .images
-        .transfers()?
-        .iter()
-        .filter(|transfer| transfer.path.trim_start_matches('/') == image.file)
-        .map(|transfer| transfer.body)
-        .sum();
+    let mut transfers = stage.images.transfers()?;
+    transfers.retain(|transfer| transfer.path.trim_start_matches('/') == image.file);
+    let fetched: u64 = transfers.iter().map(|transfer| transfer.body).sum();
+    let requests = if transfers.len() == 1 { "request" } else { "requests" };
     let seconds = |end: Option<Instant>| {
         end.map_or(0.0, |end| end.duration_since(figures.called).as_secs_f64())
     };
@@ -243,7 +240,7 @@ fn summary(stage: &Stage, image: &Image, figures: &Figures) -> Result<()> {
         megabytes(image.file_bytes),
         image.file
     );
-    println!("  fetched           {} in {} requests", megabytes(fetched), requests(stage, image)?);
+    println!("  fetched           {} in {} {requests}", megabytes(fetched), transfers.len());
     println!("  written           {}", megabytes(figures.written_bytes));
     println!("  into the slot     {write_s:.2} s, {:.0} MiB/s of image", mib / write_s.max(0.001));
     println!("  read back         {verify_s:.2} s, {:.0} MiB/s", mib / verify_s.max(0.001));
@@ -255,11 +252,6 @@ fn summary(stage: &Stage, image: &Image, figures: &Figures) -> Result<()> {
     );
     println!("  log, last twin    {}", stage.machine.folder.display());
     Ok(())
-}
-
-fn requests(stage: &Stage, image: &Image) -> Result<usize> {
-    let transfers = stage.images.transfers()?;
-    Ok(transfers.iter().filter(|one| one.path.trim_start_matches('/') == image.file).count())
 }
 
 /// Whether the twin and the machine say what the demo promised.

@@ -25,6 +25,14 @@ pub enum Form {
 impl Form {
     pub const ALL: [Form; 4] = [Form::Raw, Form::Zst, Form::Gz, Form::Xz];
 
+    /// The name of a release in this form.
+    pub fn of(self, version: &str) -> String {
+        match self.tool() {
+            None => format!("{version}.img"),
+            Some((suffix, _)) => format!("{version}.img.{suffix}"),
+        }
+    }
+
     fn tool(self) -> Option<(&'static str, &'static [&'static str])> {
         match self {
             Form::Raw => None,
