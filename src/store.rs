@@ -132,6 +132,7 @@ impl FileStore {
     }
 
     /// Moves a file that cannot be understood out of the way, and drops the oldest of its kind.
+    #[allow(clippy::disallowed_methods, reason = "nothing is replaced, and the folder is synced")]
     fn set_aside(&self) -> Result<PathBuf, StoreError> {
         let unreadable = |path: &Path| {
             let path = path.to_owned();

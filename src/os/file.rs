@@ -34,6 +34,7 @@ impl FileError {
 /// # Errors
 /// The old content is still there, and no temporary file. Only if the last step failed, which is
 /// syncing the folder, `path` may hold the new content already, but as a whole.
+#[allow(clippy::disallowed_methods, reason = "the one place that syncs around it")]
 pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let temporary = temporary_of(path);
     let replaced = write_new(&temporary, bytes, mode)
