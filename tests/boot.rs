@@ -458,7 +458,9 @@ mod grub {
     #[test]
     fn something_always_boots_wherever_it_is_cut() {
         let long: String = (0..20).map(|i| format!("variable_{i}={}\n", "v".repeat(24))).collect();
-        for foreign in ["saved_entry=0\n", &long] {
+        // Behind this one, our variables would lie across the border of the sectors.
+        let border = format!("saved_entry={}\n", "v".repeat(384));
+        for foreign in ["saved_entry=0\n", &border, &long] {
             for flags in [
                 "ORDER=A B\nA_OK=1\nA_TRY=0\nB_OK=0\nB_TRY=0\n",
                 "A_OK=1\nA_TRY=1\nB_OK=1\nB_TRY=1\nORDER=B A\n",
