@@ -163,14 +163,24 @@ async fn subscriptions_of_a_kept_session_outlive_the_connection() {
     options.set_clean_session(true);
     let mut third = Device::connect(options).await.unwrap();
     assert!(!third.session_present);
-    hub.patch_desired(DEVICE, json!({ "lost": 3 })).unwrap();
-    assert_eq!(third.subscribe(TWIN_RESPONSES, QoS::AtMostOnce).await, Some(0));
-    // The answer to this comes first and only: nothing of the patch was sent.
-    assert_eq!(third.twin().await["desired"]["$version"], 4);
+    assert!(!is_delivered(&hub).await, "the old subscriptions are gone");
+    assert_eq!(third.subscribe(DESIRED, QoS::AtMostOnce).await, Some(0));
+    assert!(is_delivered(&hub).await);
 
     // A clean session leaves nothing behind.
     let fourth = Device::connect(connect_options(&hub, DEVICE)).await.unwrap();
     assert!(!fourth.session_present);
+    assert!(!is_delivered(&hub).await, "the subscriptions of the clean session are gone");
+}
+
+/// Whether a change of the desired section reaches the device now.
+async fn is_delivered(hub: &Hub) -> bool {
+    let mut events = hub.events();
+    hub.patch_desired(DEVICE, json!({ "n": 1 })).unwrap();
+    match events.next().await.kind {
+        EventKind::TwinWritten { delivered, .. } => delivered,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -267,6 +277,7 @@ async fn a_will_is_sent_when_the_connection_breaks_and_only_then() {
 
     let device = Device::connect(options.clone()).await.unwrap();
     drop(device);
+    assert_eq!(disconnected(&mut events).await, Reason::ConnectionLost);
     let (properties_of_will, body) = telemetry(&mut events).await;
     let expected = properties(&[("iothub-MessageType", Some("Will")), ("why", Some("lost"))]);
     assert_eq!((properties_of_will, body.as_str()), (expected, "gone"));

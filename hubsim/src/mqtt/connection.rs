@@ -352,7 +352,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .filters
             .iter()
             .map(|filter| {
-                let qos = if filter.qos == QoS::AtMostOnce { 0 } else { 1 };
+                let qos = match filter.qos {
+                    QoS::AtMostOnce => 0,
+                    QoS::AtLeastOnce => 1,
+                    QoS::ExactlyOnce => 2,
+                };
                 match self.core.device_subscribes(&self.identity, &filter.path, qos) {
                     None => SubscribeReasonCode::Failure,
                     Some(0) => SubscribeReasonCode::Success(QoS::AtMostOnce),
