@@ -62,7 +62,7 @@ impl Default for Saved {
 
 /// Where the device stands in the life of an update.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "phase", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum State {
     /// Nothing to do.
     Idle,
@@ -301,7 +301,7 @@ impl Slots {
 
 /// What a slot holds.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Content {
     /// This agent never wrote nor ran it.
     #[default]
