@@ -282,7 +282,9 @@ impl Agent {
             }
             Input::RetryConfirm => {
                 self.retry_confirm = None;
-                if let Some(event) = self.confirm().await? {
+                if self.may_confirm()
+                    && let Some(event) = self.confirm().await?
+                {
                     self.handle(event, None).await?;
                 }
             }
@@ -477,6 +479,16 @@ impl Agent {
 
     fn generation(&self) -> u64 {
         self.inputs.report.borrow().generation
+    }
+
+    /// A confirmation that comes late must not undo a switch or a way back that was ordered since.
+    fn may_confirm(&self) -> bool {
+        match &self.saved.state {
+            State::Idle => self.saved.home.is_none_or(|home| home == self.facts.running),
+            State::Fetching { .. } | State::Verifying { .. } => true,
+            State::Switching { .. } | State::RollingBack { .. } => false,
+            State::Trial { healthy, .. } => *healthy,
+        }
     }
 
     /// The checks are for a slot that is not known good yet.
