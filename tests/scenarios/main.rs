@@ -14,14 +14,14 @@
     reason = "tests"
 )]
 
-//mod answers;
+mod answers;
 //mod command;
 mod contracts;
-//mod desired;
-//mod hub;
-//mod images;
-//mod interrupted;
-//mod kill;
+mod desired;
+mod hub;
+mod images;
+mod interrupted;
+mod kill;
 //mod secrets;
 
 #[path = "../support/world.rs"]

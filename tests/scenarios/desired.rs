@@ -1,0 +1,205 @@
+//! Contract C: the desired properties ask for a version.
+
+use hubsim::EventKind;
+use serde_json::{Value, json};
+
+use crate::world::images::{Fault, File};
+use crate::world::{DEVICE, World};
+
+fn status(twin: &Value) -> &Value {
+    &twin["firmware"]["fwUpdateStatus"]
+}
+
+/// Whether nothing is under way and this version runs.
+fn settled(twin: &Value, version: &str) -> bool {
+    twin["twinboot"]["update"]["phase"] == "idle"
+        && twin["firmware"]["currentFwVersion"] == version
+        && twin["twinboot"]["confirmed"] == true
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_desired_before_the_first_connection_is_done() {
+    let mut world = World::new().await;
+    world.desire("2.0.0", "2.0.0.img.zst");
+    world.machine.boot().unwrap();
+    let twin = world.until("2.0.0 runs", |twin| settled(twin, "2.0.0")).await;
+    assert_eq!(status(&twin), "current");
+    assert_eq!(twin["twinboot"]["lastUpdate"]["origin"], "desired");
+    world.assert_runs('B', "2.0.0");
+    // And not done again after the boot, although the hub still holds the same document.
+    world.machine.restart().await.unwrap();
+    world.online().await;
+    assert_eq!(world.images.seen("/2.0.0.img.zst").len(), 1);
+    assert_eq!(status(&world.reported()), "current");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newer_of_two_desired_versions_wins_in_mid_download() {
+    let mut world = World::started().await;
+    world.slow("2.0.0.img", 1);
+    world.desire("2.0.0", "2.0.0.img");
+    world.until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+    world.desire("3.0.0", "3.0.0.img");
+    let twin = world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
+    assert_eq!(status(&twin), "current");
+    world.assert_runs('B', "3.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_twin_replaced_as_a_whole_counts_like_a_patch() {
+    let mut world = World::started().await;
+    world.slow("2.0.0.img", 1);
+    world.desire("2.0.0", "2.0.0.img");
+    world.until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+    let firmware = json!({ "fwVersion": "3.0.0", "fwPackageURI": world.url("3.0.0.img") });
+    let twin = json!({ "properties": { "desired": { "firmware": firmware, "other": 1 } } });
+    world.hub().replace_twin(DEVICE, twin).unwrap();
+    world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
+    world.assert_runs('B', "3.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_member_deep_inside_may_change() {
+    let mut world = World::started().await;
+    // The version is told, but the place is wrong.
+    world.desire("2.0.0", "no-such.img");
+    world.until("it failed", |twin| status(twin) == "error").await;
+    let place = json!({ "firmware": { "fwPackageURI": world.url("2.0.0.img") } });
+    world.hub().patch_desired(DEVICE, place).unwrap();
+    world.until("2.0.0 runs", |twin| settled(twin, "2.0.0")).await;
+    world.assert_runs('B', "2.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_longer_desired_is_not_done() {
+    for withdrawal in [json!({ "firmware": null }), Value::Null] {
+        let mut world = World::started().await;
+        world.slow("2.0.0.img", 1);
+        world.desire("2.0.0", "2.0.0.img");
+        world.until("it runs", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+        world.hub().patch_desired(DEVICE, withdrawal).unwrap();
+        let twin = world
+            .until("it is over", |twin| twin["twinboot"]["lastUpdate"]["result"] == "cancelled")
+            .await;
+        assert_eq!(twin["twinboot"]["lastUpdate"]["code"], "withdrawn");
+        assert!(settled(&twin, "1.0.0"));
+        assert_eq!(world.machine.variables().unwrap(), ("A".to_owned(), String::new()));
+        world.assert_bootable();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_version_is_not_tried_again_until_somebody_writes_it_again() {
+    let mut world = World::started().await;
+    let path = "/2.0.0.img";
+    let wrong = "ab".repeat(32);
+    let firmware = json!({
+        "fwVersion": "2.0.0",
+        "fwPackageURI": world.url("2.0.0.img"),
+        "fwPackageCheckValue": wrong,
+    });
+    world.hub().patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+    let twin = world.until("it failed", |twin| status(twin) == "error").await;
+    assert_eq!(twin["twinboot"]["lastUpdate"]["code"], "digestMismatch");
+    let tried = world.images.seen(path).len();
+
+    // Neither a new connection nor a restart nor a write of something else brings it back.
+    let mut events = world.events();
+    world.hub().faults(DEVICE).drop_now().unwrap();
+    world.event(&mut events, |kind| matches!(kind, EventKind::TwinGet { .. })).await;
+    world.machine.power_cut().unwrap();
+    world.event(&mut events, |kind| matches!(kind, EventKind::TwinGet { .. })).await;
+    world.online().await;
+    world.hub().patch_desired(DEVICE, json!({ "interval": 5 })).unwrap();
+    let (code, body) = world.call("getFirmwareStatus", Value::Null).await.unwrap();
+    assert_eq!((code, &body["update"]["phase"]), (200, &json!("idle")));
+    assert_eq!(world.images.seen(path).len(), tried);
+    assert_eq!(status(&world.reported()), "error", "the truth stays in the twin");
+
+    // The same, written again: somebody means it.
+    world.hub().patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+    let limit = crate::world::machine::LIMIT;
+    let again = async {
+        while world.images.seen(path).len() == tried {
+            tokio::time::sleep(crate::world::machine::LOOK).await;
+        }
+    };
+    tokio::time::timeout(limit, again).await.expect("it is tried again");
+    world.until("it failed again", |twin| status(twin) == "error").await;
+
+    // And an operator's method may ask for just that, with the right digest.
+    let id = world.update("2.0.0.img").await;
+    world.over(&id).await;
+    world.assert_runs('B', "2.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_was_rolled_back_is_not_tried_again() {
+    let mut world = World::new().await;
+    world.machine.set("update.trial_limit_s", 5);
+    let release = world.folder().join("sysroot/etc/os-release");
+    let program = format!("#!/bin/sh\ngrep -q 1.0.0 '{}'\n", release.display());
+    world.machine.health_program("well", Some(&program)).unwrap();
+    world.start().await;
+    world.desire("2.0.0", "2.0.0.img.zst");
+    world.until("it is rolled back", |twin| status(twin) == "rolledback").await;
+    world.machine.power_cut().unwrap();
+    let mut events = world.events();
+    world.event(&mut events, |kind| matches!(kind, EventKind::TwinGet { .. })).await;
+    world.online().await;
+    let (_, body) = world.call("getFirmwareStatus", Value::Null).await.unwrap();
+    assert_eq!(body["update"]["phase"], "idle");
+    assert_eq!(world.images.seen("/2.0.0.img.zst").len(), 1);
+    let twin = world.reported();
+    assert_eq!((status(&twin), &twin["firmware"]["pendingFwVersion"]), (&json!("rolledback"), &json!("")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_version_that_runs_is_up_to_date() {
+    let mut world = World::started().await;
+    world.desire("1.0.0", "2.0.0.img");
+    let twin = world
+        .until("it is told", |twin| {
+            twin["firmware"]["fwUpdateSubstatus"] == "Firmware already up to date"
+        })
+        .await;
+    assert_eq!(status(&twin), "current");
+    assert_eq!(world.images.seen("/2.0.0.img").len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unprotected_url_is_an_error_in_the_tutorials_words() {
+    let mut world = World::started().await;
+    for url in ["http://localhost/2.0.0.img", "httpsfoo:bar"] {
+        let firmware = json!({ "fwVersion": "2.0.0", "fwPackageURI": url });
+        world.hub().patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+        let twin = world.until("it is refused", |twin| status(twin) == "error").await;
+        let substatus = twin["firmware"]["fwUpdateSubstatus"].as_str().unwrap();
+        assert!(substatus.contains("Insecure package URI"), "{url}: {substatus}");
+        world.hub().patch_desired(DEVICE, json!({ "firmware": null })).unwrap();
+        world.desire("1.0.0", "2.0.0.img");
+        world.until("it is current", |twin| status(twin) == "current").await;
+        world.hub().patch_desired(DEVICE, json!({ "firmware": null })).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_desired_during_a_run_by_method_comes_after_it() {
+    let mut world = World::started().await;
+    world.slow("2.0.0.img", 1);
+    world.update("2.0.0.img").await;
+    world.desire("3.0.0", "3.0.0.img");
+    let twin = world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
+    assert_eq!(twin["twinboot"]["slots"]["B"]["version"], "2.0.0");
+    world.assert_runs('A', "3.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_whose_digest_nobody_knows_is_refused() {
+    let mut world = World::started().await;
+    world.images.put("/plain.img", File::new(vec![0; 4096]).with([Fault::Status(500, vec![])]));
+    world.desire("2.0.0", "plain.img");
+    let twin = world.until("it failed", |twin| status(twin) == "error").await;
+    assert_eq!(twin["twinboot"]["lastUpdate"]["code"], "digestMissing", "{twin}");
+    assert_eq!(world.images.seen("/plain.img").len(), 0, "not a byte is fetched");
+}

@@ -1,0 +1,333 @@
+//! The daemon or the machine is stopped in a known state, and goes on from there.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::world::machine::{LIMIT, LOOK};
+use crate::world::{World, is_over};
+
+/// Time in which a daemon must be gone after SIGTERM, whatever it is doing.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The states in which an update can be met, by the name in the state file.
+const PHASES: [&str; 4] = ["fetching", "verifying", "switching", "trial"];
+
+/// What happens to the daemon or the machine.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// systemd stops and starts the daemon.
+    Restart,
+    /// The daemon dies and is started again.
+    Kill,
+    /// The power goes and comes back.
+    PowerCut,
+}
+
+/// Has `blow` come when the state file first tells `phase`; the update must end well.
+async fn strike(blow: Blow, phase: &str) {
+    let mut world = World::new().await;
+    if phase == "trial" {
+        // Long enough to be met in it: passes from the third round on.
+        let rounds = world.folder().join("rounds");
+        let program = format!(
+            "#!/bin/sh\necho >>'{0}'\n[ \"$(wc -l <'{0}')\" -ge 4 ]\n",
+            rounds.display()
+        );
+        world.machine.health_program("slow", Some(&program)).unwrap();
+    }
+    world.start().await;
+    if phase == "trial" {
+        std::fs::write(world.folder().join("rounds"), "").unwrap();
+    }
+    world.fault("2.0.0.img", [crate::world::images::Fault::Slow(60_000)]);
+    let id = world.update("2.0.0.img").await;
+    meet(&mut world, phase).await;
+    match blow {
+        Blow::Restart => {
+            let asked = Instant::now();
+            let status = world.machine.sigterm(STOP_LIMIT).await.unwrap();
+            assert!(status.success(), "{phase}: {status} after {:?}", asked.elapsed());
+            world.assert_bootable();
+            world.machine.start_daemon().unwrap();
+        }
+        Blow::Kill => {
+            world.machine.kill9();
+            world.assert_bootable();
+            world.machine.start_daemon().unwrap();
+        }
+        Blow::PowerCut => {
+            world.machine.kill9();
+            world.assert_bootable();
+            world.machine.power_cut().unwrap();
+        }
+    }
+    let twin = world.over(&id).await;
+    world.assert_bootable();
+    let last = &twin["twinboot"]["lastUpdate"];
+    // A one-shot try is over with the power: then the old slot is home, and says so.
+    if phase == "trial" && matches!(blow, Blow::PowerCut) {
+        assert_eq!((&last["result"], &last["code"]), (&json!("rolledBack"), &json!("fellBack")));
+        assert_eq!(world.machine.running().unwrap().slot, 'A');
+        return;
+    }
+    assert_eq!(last["result"], "succeeded", "{blow:?} in {phase}: {last}");
+    world.assert_runs('B', "2.0.0");
+}
+
+/// Waits until the update is in `phase`, restarting the machine where that is the way there.
+async fn meet(world: &mut World, phase: &str) {
+    match phase {
+        "fetching" => {
+            let some = |twin: &Value| twin["twinboot"]["update"]["percent"].as_u64() > Some(10);
+            world.until("some has come", some).await;
+        }
+        "trial" => {
+            world.machine.restart_order(LIMIT).await.unwrap();
+            world.machine.restart().await.unwrap();
+            world.saved_phase(&["trial"]).await;
+        }
+        other => drop(world.saved_phase(&[other]).await),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_daemon_ends_in_time_and_goes_on_in_every_state() {
+    for phase in PHASES {
+        strike(Blow::Restart, phase).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_daemon_goes_on_in_every_state() {
+    for phase in PHASES {
+        strike(Blow::Kill, phase).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_is_outlived_in_every_state() {
+    for phase in PHASES {
+        strike(Blow::PowerCut, phase).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_on_the_way_back_ends_in_the_old_slot() {
+    let mut world = World::new().await;
+    world.machine.set("update.trial_limit_s", 5);
+    let release = world.folder().join("sysroot/etc/os-release");
+    let program = format!("#!/bin/sh\ngrep -q 1.0.0 '{}'\n", release.display());
+    world.machine.health_program("well", Some(&program)).unwrap();
+    world.start().await;
+    let id = world.update("2.0.0.img.zst").await;
+    world.machine.restart_order(LIMIT).await.unwrap();
+    world.machine.restart().await.unwrap();
+    world.saved_phase(&["rollingBack"]).await;
+    world.machine.power_cut().unwrap();
+    let twin = world.over(&id).await;
+    let last = &twin["twinboot"]["lastUpdate"];
+    assert_eq!((&last["result"], &last["code"]), (&json!("rolledBack"), &json!("unhealthy")));
+    assert_eq!(world.machine.running().unwrap().slot, 'A');
+    assert_eq!(world.machine.variables().unwrap(), ("A".to_owned(), String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_download_goes_on_from_what_is_proven() {
+    for file in ["2.0.0.img", "2.0.0.img.zst", "2.0.0.img.gz"] {
+        let mut world = World::started().await;
+        let path = crate::world::image("2.0.0").with_file_name(file);
+        let whole = std::fs::metadata(path).unwrap().len() as usize;
+        world.slow(file, 2);
+        let id = world.update(file).await;
+        let half = |twin: &Value| twin["twinboot"]["update"]["percent"].as_u64() > Some(60);
+        world.until("more than half", half).await;
+        world.machine.power_cut().unwrap();
+        world.until("it is confirmed", |twin| is_over(twin, &id)).await;
+        world.assert_runs('B', "2.0.0");
+        let seen = world.images.seen(&format!("/{file}"));
+        assert_eq!(seen.len(), 2, "{file}");
+        if file.ends_with(".img") {
+            // A raw image goes on at the checkpoint, a compressed one where its format allows it.
+            assert!(seen[1].from.is_some_and(|from| from > whole / 3), "{:?}", seen[1]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_daemon_says_goodbye_while_the_hub_is_dumb() {
+    let mut world = World::started().await;
+    world.hub().faults(crate::world::DEVICE).stall(true).unwrap();
+    let status = world.machine.sigterm(STOP_LIMIT).await.unwrap();
+    assert!(status.success(), "{status}");
+    assert!(!world.machine.socket().exists(), "the socket is taken away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_that_does_not_come_is_ordered_again_and_given_up() {
+    let mut world = World::new().await;
+    world.machine.set("restart.limit_s", 1);
+    world.start().await;
+    let id = world.update("2.0.0.img").await;
+    // A machine that does not obey.
+    let mut orders = 0;
+    let ended = async {
+        while !is_over(&world.reported(), &id) {
+            let order = world.machine.restart_order(Duration::from_millis(200)).await;
+            orders += usize::from(order.is_ok());
+        }
+    };
+    tokio::time::timeout(LIMIT, ended).await.expect("it is given up");
+    assert_eq!(orders, 3);
+    let twin = world.reported();
+    let last = &twin["twinboot"]["lastUpdate"];
+    assert_eq!((&last["result"], &last["code"]), (&json!("failed"), &json!("restartFailed")));
+    assert_eq!(world.machine.variables().unwrap(), ("A".to_owned(), String::new()));
+}
+
+/// A small file system of its own; unmounted when dropped.
+struct Tmpfs(std::path::PathBuf);
+
+impl Tmpfs {
+    fn mount(path: &std::path::Path, kib: usize) -> Self {
+        let size = format!("size={kib}k");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(size.as_str()))
+            .expect("this test mounts a file system: run it as root");
+        Tmpfs(path.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_state_partition_is_told_and_outlived() {
+    let mut world = World::new().await;
+    let state = world.folder().join("state");
+    let _mounted = Tmpfs::mount(&state, 64);
+    world.start().await;
+    let filler = state.join("filler");
+    fill(&filler);
+    let payload = json!({ "fwPackageUri": world.url("2.0.0.img") });
+    let (status, answer) = world.call("firmwareUpdate", payload.clone()).await.unwrap();
+    assert_eq!((status, &answer["error"]), (500, &json!("stateNotSaved")), "{answer}");
+    assert_eq!(world.images.seen("/2.0.0.img").len(), 0);
+    world.assert_bootable();
+
+    // Full in the middle of an update: what cannot be saved waits, and nothing is lost.
+    std::fs::remove_file(&filler).unwrap();
+    world.slow("2.0.0.img", 1);
+    let id = world.update("2.0.0.img").await;
+    let some = |twin: &Value| twin["twinboot"]["update"]["percent"].as_u64() > Some(10);
+    world.until("some has come", some).await;
+    fill(&filler);
+    let told = async {
+        while !world.log().contains("the state cannot be saved") {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, told).await.expect("it is told");
+    world.assert_bootable();
+    std::fs::remove_file(&filler).unwrap();
+    let twin = world.over(&id).await;
+    assert_eq!(twin["twinboot"]["lastUpdate"]["result"], "succeeded");
+    world.assert_runs('B', "2.0.0");
+    // Before the mount goes.
+    world.machine.kill9();
+}
+
+/// Writes until nothing more fits.
+fn fill(path: &std::path::Path) {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path).unwrap();
+    for size in [4096, 512, 1] {
+        while file.write(&vec![0_u8; size]).is_ok_and(|written| written > 0) {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_file_that_makes_no_sense_is_set_aside_and_told() {
+    let mut world = World::started().await;
+    world.machine.sigterm(STOP_LIMIT).await.unwrap();
+    let state = world.folder().join("state/state.json");
+    std::fs::write(&state, "{ half a file").unwrap();
+    world.machine.start_daemon().unwrap();
+    let told = |twin: &Value| {
+        twin["twinboot"]["notices"].to_string().contains("could not be understood")
+    };
+    world.until("it is told", told).await;
+    world.up().await;
+    assert_eq!(std::fs::metadata(&state).unwrap().len() > 0, true);
+    let kept = std::fs::read_to_string(world.folder().join("state/state.json.bad-1")).unwrap();
+    assert_eq!(kept, "{ half a file");
+    let id = world.update("2.0.0.img").await;
+    world.over(&id).await;
+    world.assert_runs('B', "2.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_whose_state_file_is_lost_is_not_confirmed_blindly() {
+    let mut world = World::started().await;
+    world.update("2.0.0.img").await;
+    world.machine.restart_order(LIMIT).await.unwrap();
+    world.machine.kill9();
+    std::fs::remove_file(world.folder().join("state/state.json")).unwrap();
+    let stopped = world.stop_hub().await;
+    assert_eq!(world.machine.power_cut().unwrap().slot, 'B');
+    // Without the hub the checks do not pass, and the slot is not home.
+    let there = async { while !world.machine.socket().exists() { tokio::time::sleep(LOOK).await } };
+    tokio::time::timeout(LIMIT, there).await.unwrap();
+    assert_eq!(world.machine.variables().unwrap().0, "A");
+    world.start_hub(stopped).await;
+    world.up().await;
+    world.assert_runs('B', "2.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_daemon_keeps_its_hands_off() {
+    let world = World::started().await;
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_twinbootd"))
+        .arg("--config")
+        .arg(world.machine.config_file())
+        .arg("--sysroot")
+        .arg(world.folder().join("sysroot"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("another twinbootd"), "{text}");
+    let (status, _) = world.call("getFirmwareStatus", Value::Null).await.unwrap();
+    assert_eq!(status, 200, "the first one lives");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_on_a_slot_is_refused() {
+    let mut world = World::new().await;
+    // As on a device whose only partition for data is the root of slot A.
+    let state = world.folder().join("mounted");
+    std::fs::create_dir(&state).unwrap();
+    let device = world.machine.slot('A').device.clone();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some(&device), &state, Some("ext4"), flags, None::<&str>)
+        .expect("this test mounts a file system: run it as root");
+    let _mounted = Tmpfs(state.clone());
+    world.machine.set("state.directory", state.join("lib").display().to_string());
+    world.machine.boot().unwrap();
+    let ended = async {
+        loop {
+            if let Some(status) = world.machine.ended().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let status = tokio::time::timeout(LIMIT, ended).await.unwrap();
+    assert!(!status.success());
+    let log = world.log();
+    assert!(log.contains("slot") && log.contains("state.directory"), "{log}");
+}
