@@ -14,10 +14,8 @@ const NEVER_WELL: &str = "#!/bin/sh\necho 'still warming up' >&2\nexit 1\n";
 async fn in_trial() -> (World, String) {
     let mut world = World::new().await;
     let release = world.folder().join("sysroot/etc/os-release");
-    let program = format!("{NEVER_WELL}").replace(
-        "echo",
-        &format!("grep -q 1.0.0 '{}' && exit 0\necho", release.display()),
-    );
+    let program = format!("{NEVER_WELL}")
+        .replace("echo", &format!("grep -q 1.0.0 '{}' && exit 0\necho", release.display()));
     world.machine.health_program("warm", Some(&program)).unwrap();
     world.start().await;
     let id = world.update("2.0.0.img.zst").await;
@@ -103,7 +101,11 @@ async fn what_cannot_be_done_is_refused_with_key_value_and_rule() {
         (r#"{"fwPackageUri":17}"#, "fwPackageUri", "number"),
         (r#"{"fwPackageUri":"http://h/x.img"}"#, "fwPackageUri", "https"),
         (r#"{"fwPackageUri":"file:///etc/passwd"}"#, "fwPackageUri", "https"),
-        (r#"{"fwPackageUri":"https://h/x","fwPackageCheckValue":"12"}"#, "fwPackageCheckValue", "64"),
+        (
+            r#"{"fwPackageUri":"https://h/x","fwPackageCheckValue":"12"}"#,
+            "fwPackageCheckValue",
+            "64",
+        ),
         (r#"{"fwPackageUri":"https://h/x","fwVersion":"a b"}"#, "fwVersion", "ASCII"),
         (r#"{"fwPackageUri":"https://h/x","fwSize":-1}"#, "fwSize", "-1"),
     ] {

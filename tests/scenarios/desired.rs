@@ -38,7 +38,9 @@ async fn the_newer_of_two_desired_versions_wins_in_mid_download() {
     let mut world = World::started().await;
     world.slow("2.0.0.img", 1);
     world.desire("2.0.0", "2.0.0.img");
-    world.until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+    world
+        .until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading")
+        .await;
     world.desire("3.0.0", "3.0.0.img");
     let twin = world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
     assert_eq!(status(&twin), "current");
@@ -50,7 +52,9 @@ async fn a_twin_replaced_as_a_whole_counts_like_a_patch() {
     let mut world = World::started().await;
     world.slow("2.0.0.img", 1);
     world.desire("2.0.0", "2.0.0.img");
-    world.until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+    world
+        .until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading")
+        .await;
     let firmware = json!({ "fwVersion": "3.0.0", "fwPackageURI": world.url("3.0.0.img") });
     let twin = json!({ "properties": { "desired": { "firmware": firmware, "other": 1 } } });
     world.hub().replace_twin(DEVICE, twin).unwrap();
@@ -151,7 +155,10 @@ async fn a_version_that_was_rolled_back_is_not_tried_again() {
     assert_eq!(body["update"]["phase"], "idle");
     assert_eq!(world.images.seen("/2.0.0.img.zst").len(), 1);
     let twin = world.reported();
-    assert_eq!((status(&twin), &twin["firmware"]["pendingFwVersion"]), (&json!("rolledback"), &json!("")));
+    assert_eq!(
+        (status(&twin), &twin["firmware"]["pendingFwVersion"]),
+        (&json!("rolledback"), &json!(""))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

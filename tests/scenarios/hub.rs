@@ -133,9 +133,8 @@ async fn a_token_that_expires_in_mid_download_costs_no_byte_and_no_report() {
     world.until("it downloads", |twin| phase(twin) == "downloading").await;
     let mut events = world.events();
     world.hub().faults(DEVICE).expire_token_now().unwrap();
-    let lost = |kind: &EventKind| {
-        matches!(kind, EventKind::Disconnected { reason: Reason::TokenExpired })
-    };
+    let lost =
+        |kind: &EventKind| matches!(kind, EventKind::Disconnected { reason: Reason::TokenExpired });
     world.event(&mut events, lost).await;
     let twin = world.over(&id).await;
     assert_told_well(&world, &twin, "2.0.0");
@@ -188,8 +187,7 @@ async fn a_busy_hub_hears_the_truth_in_the_end() {
         world.until("it downloads", |twin| phase(twin) == "downloading").await;
         let mut events = world.events();
         world.hub().faults(DEVICE).fail_twin(status, 3).unwrap();
-        let refused =
-            |kind: &EventKind| matches!(kind, EventKind::Reported { status: found, .. } if *found == status);
+        let refused = |kind: &EventKind| matches!(kind, EventKind::Reported { status: found, .. } if *found == status);
         world.event(&mut events, refused).await;
         let twin = world.over(&id).await;
         assert_told_well(&world, &twin, "2.0.0");
@@ -315,8 +313,7 @@ async fn a_full_twin_does_not_stop_the_device() {
     fill_twin(world.hub(), ballast(32, 1015)).await;
     let mut events = world.events();
     world.machine.boot().unwrap();
-    let refused =
-        |kind: &EventKind| matches!(kind, EventKind::Reported { status: 400..=499, .. });
+    let refused = |kind: &EventKind| matches!(kind, EventKind::Reported { status: 400..=499, .. });
     world.event(&mut events, refused).await;
     world.online().await;
     // Methods work, and the update too; only the reports do not fit.

@@ -30,10 +30,8 @@ async fn strike(blow: Blow, phase: &str) {
     if phase == "trial" {
         // Long enough to be met in it: passes from the third round on.
         let rounds = world.folder().join("rounds");
-        let program = format!(
-            "#!/bin/sh\necho >>'{0}'\n[ \"$(wc -l <'{0}')\" -ge 4 ]\n",
-            rounds.display()
-        );
+        let program =
+            format!("#!/bin/sh\necho >>'{0}'\n[ \"$(wc -l <'{0}')\" -ge 4 ]\n", rounds.display());
         world.machine.health_program("slow", Some(&program)).unwrap();
     }
     world.start().await;
@@ -256,9 +254,8 @@ async fn a_state_file_that_makes_no_sense_is_set_aside_and_told() {
     let state = world.folder().join("state/state.json");
     std::fs::write(&state, "{ half a file").unwrap();
     world.machine.start_daemon().unwrap();
-    let told = |twin: &Value| {
-        twin["twinboot"]["notices"].to_string().contains("could not be understood")
-    };
+    let told =
+        |twin: &Value| twin["twinboot"]["notices"].to_string().contains("could not be understood");
     world.until("it is told", told).await;
     world.up().await;
     assert_eq!(std::fs::metadata(&state).unwrap().len() > 0, true);
@@ -279,7 +276,11 @@ async fn a_trial_whose_state_file_is_lost_is_not_confirmed_blindly() {
     let stopped = world.stop_hub().await;
     assert_eq!(world.machine.power_cut().unwrap().slot, 'B');
     // Without the hub the checks do not pass, and the slot is not home.
-    let there = async { while !world.machine.socket().exists() { tokio::time::sleep(LOOK).await } };
+    let there = async {
+        while !world.machine.socket().exists() {
+            tokio::time::sleep(LOOK).await
+        }
+    };
     tokio::time::timeout(LIMIT, there).await.unwrap();
     assert_eq!(world.machine.variables().unwrap().0, "A");
     world.start_hub(stopped).await;

@@ -35,7 +35,10 @@ async fn live(cuts: bool) {
         let from = world.machine.running().unwrap().clone();
         let version = if from.version == "2.0.0" { "3.0.0" } else { "2.0.0" };
         let file = format!("{version}.img");
-        world.fault(&file, std::iter::repeat_n(crate::world::images::Fault::Slow(60_000), BLOWS + 1));
+        world.fault(
+            &file,
+            std::iter::repeat_n(crate::world::images::Fault::Slow(60_000), BLOWS + 1),
+        );
         world.online().await;
         let id = world.update(&file).await;
         let mut went = Vec::new();

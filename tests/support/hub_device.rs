@@ -1,6 +1,7 @@
 //! The real hub session over the real wire to hubsim, with a plain agent behind it.
 
 use std::fs::Permissions;
+use std::num::NonZeroU16;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -19,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use twinboot::clock::SystemClock;
-use twinboot::config::{self, Whole};
+use twinboot::config;
 use twinboot::hub::credential::Source;
 use twinboot::hub::paho::Paho;
 use twinboot::hub::payload::Rules;
@@ -76,7 +77,7 @@ impl Setup {
         let hub = config::Hub {
             credential_file,
             ca_file: hub.ca_path(),
-            port: Some(Whole::of(hub.mqtt_addr().port().into())),
+            port: NonZeroU16::new(hub.mqtt_addr().port()),
             ..config::Hub::default()
         };
         Setup { hub, timing: TIMING, folder }
@@ -85,7 +86,7 @@ impl Setup {
     /// Over a WebSocket.
     pub fn websocket(mut self, hub: &Hub) -> Self {
         self.hub.transport = config::Transport::Websocket;
-        self.hub.port = Some(Whole::of(hub.https_addr().port().into()));
+        self.hub.port = NonZeroU16::new(hub.https_addr().port());
         self
     }
 
