@@ -414,7 +414,7 @@ pub struct Uboot {
     /// Program that sets variables.
     pub fw_setenv: PathBuf,
     /// Boots a confirmed slot may fail before the other one is taken.
-    pub confirmed_attempts: Whole<1, 99>,
+    pub confirmed_attempts: Whole<1, 9>,
 }
 
 impl Default for Uboot {

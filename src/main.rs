@@ -73,6 +73,8 @@ fn run(arguments: &Arguments, config: Config) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(app::run(config, sysroot))?;
-    Ok(ExitCode::SUCCESS)
+    let result = runtime.block_on(app::run(config, sysroot));
+    // A health program may still run; nothing that is left matters any more.
+    runtime.shutdown_background();
+    result.map(|()| ExitCode::SUCCESS)
 }

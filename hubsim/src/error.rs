@@ -162,6 +162,14 @@ pub enum StartError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The file of a device authority holds something else.
+    #[error("{} is not a certificate in PEM", path.display())]
+    DeviceAuthority {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        source: openssl::error::ErrorStack,
+    },
     /// Keys or certificates could not be made or read.
     #[error("cannot make the hub's certificates")]
     Certificate(#[source] openssl::error::ErrorStack),

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openssl::x509::X509;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -73,7 +74,14 @@ impl Hub {
             Some(folder) => persist::load(folder)?,
             None => None,
         };
-        let (policies, book) = saved.unwrap_or_else(|| (Policies::fresh(), Book::default()));
+        let (policies, mut book) = saved.unwrap_or_else(|| (Policies::fresh(), Book::default()));
+        for path in &options.device_authorities {
+            let pem = std::fs::read(path)
+                .map_err(|source| StartError::File { path: path.clone(), source })?;
+            let authority = X509::from_pem(&pem)
+                .map_err(|source| StartError::DeviceAuthority { path: path.clone(), source })?;
+            book.trust(authority);
+        }
         let core = Arc::new(Core::new(options, policies, book));
         Self::listen(core, Arc::new(certificates), addresses).await
     }

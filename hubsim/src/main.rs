@@ -43,6 +43,10 @@ struct Arguments {
     /// A further name or address for the certificate; may be given more than once
     #[arg(long, value_name = "HOST")]
     extra_name: Vec<String>,
+    /// A certificate, PEM, whose holder may sign the certificates of devices that are registered
+    /// with `certificateAuthority`; may be given more than once
+    #[arg(long, value_name = "FILE")]
+    device_authority: Vec<PathBuf>,
     /// How events are written
     #[arg(long, value_enum, default_value_t = Log::Text)]
     log: Log,
@@ -66,6 +70,7 @@ impl Arguments {
             admin: self.admin_port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
             state: self.state.clone(),
             sas_grace: Duration::from_secs(self.sas_grace),
+            device_authorities: self.device_authority.clone(),
             extra_names: self.extra_name.clone(),
             ..Options::default()
         }

@@ -22,6 +22,8 @@ pub struct Options {
     /// How long a connection outlives its token. Azure: about 10 minutes. With less than 5
     /// minutes, new connections get no more allowance for skewed clocks than this either.
     pub sas_grace: Duration,
+    /// Files of certificates, PEM, whose holders may sign the certificates of devices.
+    pub device_authorities: Vec<PathBuf>,
     /// Further names and addresses for the certificate, accepted as the hub's name.
     pub extra_names: Vec<String>,
     /// What a PUBLISH outside the known topics does.
@@ -67,6 +69,7 @@ impl Default for Options {
             admin: None,
             state: None,
             sas_grace: Duration::from_secs(600),
+            device_authorities: Vec::new(),
             extra_names: Vec::new(),
             unknown_topic: UnknownTopic::Close,
             unknown_filter: UnknownFilter::Fail,

@@ -3,7 +3,7 @@
 
 mod support;
 
-use hubsim::Hub;
+use hubsim::{Hub, Options};
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
@@ -144,6 +144,20 @@ async fn a_signed_certificate_needs_a_registered_authority_and_the_devices_name(
     ] {
         assert_eq!(refusal(options).await, Code::NotAuthorized, "{what}");
     }
+    // The program is told of authorities by files; one that is known already is not kept twice.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("factory.pem");
+    std::fs::write(&file, root.pem()).unwrap();
+    let told =
+        Options { device_authorities: vec![file.clone(), file.clone()], ..Options::default() };
+    let told = Hub::start(told).await.unwrap();
+    told.add_ca_signed_device("pump").unwrap();
+    Device::connect(direct.options(&told, "pump", &[])).await.unwrap();
+    std::fs::write(&file, "nonsense").unwrap();
+    let nonsense = Options { device_authorities: vec![file], ..Options::default() };
+    let refused = Hub::start(nonsense).await.unwrap_err().to_string();
+    assert!(refused.contains("factory.pem is not a certificate in PEM"), "{refused}");
+
     // By the hub's clock, not the machine's.
     hub.set_clock_offset(20 * 86_400);
     assert_eq!(refusal(direct.options(&hub, "pump", &[])).await, Code::NotAuthorized);

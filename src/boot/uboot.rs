@@ -7,7 +7,7 @@
 //! boot has to leave the order as well.
 //!
 //! The counters are hexadecimal, because U-Boot's `setexpr` and RAUC write them so. (The `rauc`
-//! boot method of newer U-Boots counts in decimal: up to 9 they agree.)
+//! boot method of newer U-Boots counts in decimal: up to 9, the most that we write, they agree.)
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -47,7 +47,7 @@ impl Hub {
     pub fn add_device_authority(&self, pem: &str) -> Result<(), HubError> {
         let authority = X509::from_pem(pem.as_bytes())
             .map_err(|_| HubError::ArgumentInvalid("not a certificate in PEM".to_owned()))?;
-        self.core.book().authorities.push(authority);
+        self.core.book().trust(authority);
         self.core.dirty.notify_one();
         Ok(())
     }
