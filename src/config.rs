@@ -260,7 +260,7 @@ impl Default for Update {
     fn default() -> Self {
         Update {
             allow_missing_digest: false,
-            max_attempts: Whole::of(5),
+            max_attempts: Whole::of(20),
             max_trial_starts: Whole::of(3),
             trial_limit_s: Seconds::of(600),
             restart_report_limit_s: Seconds::of(10),

@@ -175,7 +175,7 @@ fn parse(line: &str, allow_http: bool) -> Result<Command, Answer> {
         Ask::Status => Command::Status,
         Ask::Cancel => Command::Cancel,
         Ask::Confirm => Command::Confirm,
-        Ask::Rollback => Command::RollBack,
+        Ask::Rollback => Command::RollBack(Origin::Local),
         Ask::Install { url, sha256, version } => {
             let job = Job {
                 url: url.parse().map_err(wrong("url"))?,
