@@ -1,4 +1,5 @@
 //! The two slots of a played device: loop devices where the machine has them, plain files elsewhere.
+#![allow(dead_code, reason = "the tests and the demo each use a part")]
 
 use std::fs::File;
 use std::io;
@@ -57,6 +58,16 @@ impl Slot {
                 .ok()?;
             String::from_utf8(output.stdout).ok().filter(|text| text.contains('='))
         })
+    }
+}
+
+/// Detaches whatever loop devices a killed process has left on `file`, as far as that is allowed.
+pub fn let_go(file: &Path) {
+    let list = ["--noheadings", "--output", "NAME", "--associated"];
+    // Without losetup there are none.
+    let Ok(output) = Command::new("losetup").args(list).arg(file).output() else { return };
+    for device in String::from_utf8_lossy(&output.stdout).lines() {
+        let _ = Command::new("losetup").arg("--detach").arg(device.trim()).status();
     }
 }
 
