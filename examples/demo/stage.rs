@@ -87,7 +87,8 @@ pub async fn set(arguments: &Arguments, view: &View) -> Result<(Stage, Image)> {
     let path = &folder.path;
     check_space(path, 2 * image.image_bytes + SMALL_FILES_BYTES)?;
 
-    let hub = Hub::start(Options::default()).await.context("hubsim does not start")?;
+    let options = Options { state: Some(path.join("hub")), ..Options::default() };
+    let hub = Hub::start(options).await.context("hubsim does not start")?;
     let page = format!("https://localhost:{}/", hub.https_addr().port());
     view.tell("hubsim", &format!("plays Azure IoT Hub; {page} shows the twin in a browser"));
 
@@ -264,7 +265,7 @@ impl Drop for Folder {
         for name in SLOT_FILES.into_iter().chain(["restart.fifo", "hub-credential"]) {
             let _ = fs::remove_file(self.path.join(name));
         }
-        for name in ["nginx", "run", "sysroot"] {
+        for name in ["hub", "nginx", "run", "sysroot"] {
             let _ = fs::remove_dir_all(self.path.join(name));
         }
     }

@@ -146,7 +146,8 @@ impl View {
             None => {
                 let stage = sentence.split(", ").next().unwrap_or_default();
                 let step = percent / PLAIN_STEP_PERCENT;
-                if !stage.is_empty() && (self.told.0 != stage || self.told.1 != step) {
+                let busy = text("/update/phase").is_some_and(|phase| phase != "idle");
+                if busy && (self.told.0 != stage || self.told.1 != step) {
                     self.tell("device", sentence);
                     self.told = (stage.to_owned(), step);
                 }
