@@ -106,7 +106,8 @@ impl Machine {
         let program = |name: &str, text: &str| write_mode(&folder.join(name), text, 0o755);
         program("bootloader.sh", BOOTLOADER)?;
         let fifo = folder.join("restart.fifo");
-        let restart = format!("#!/bin/sh\necho restart >'{}'\n", fifo.display());
+        // Open for both here, too: it does not wait for a reader that was killed.
+        let restart = format!("#!/bin/sh\necho restart 1<>'{}'\n", fifo.display());
         program("restart.sh", &restart)?;
         write_mode(&folder.join("bootloader.env"), "default=A\ntry=\n", 0o644)?;
         write_mode(&folder.join("hub-credential"), plan.credential, 0o600)?;
