@@ -22,6 +22,7 @@ mod hub;
 mod images;
 mod interrupted;
 mod kill;
+mod operators;
 //mod secrets;
 
 #[path = "../support/world.rs"]
