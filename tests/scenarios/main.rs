@@ -23,6 +23,7 @@ mod images;
 mod interrupted;
 mod kill;
 mod operators;
+mod page;
 //mod secrets;
 
 #[path = "../support/world.rs"]
