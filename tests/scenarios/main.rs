@@ -15,7 +15,7 @@
 )]
 
 mod answers;
-//mod command;
+mod command;
 mod contracts;
 mod desired;
 mod hub;

@@ -235,6 +235,30 @@ impl World {
         }
     }
 
+    /// Plays the machine for some time.
+    pub async fn play(&mut self, time: Duration) {
+        if let Ok(happening) = tokio::time::timeout(time, self.machine.next()).await {
+            self.obey(happening.unwrap()).await;
+        }
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        match tokio::time::timeout(LIMIT, self.machine.next()).await {
+            Ok(Ok(Happening::Ended(status))) => status,
+            other => panic!("the daemon did not end: {other:?}"),
+        }
+    }
+
+    /// Starts the daemon in the present boot and waits until it is up.
+    pub async fn start_daemon_again(&mut self) {
+        let mut events = self.events();
+        self.machine.start_daemon().unwrap();
+        let connected = |event: &EventKind| matches!(event, EventKind::Connected { .. });
+        self.event(&mut events, connected).await;
+        self.up().await;
+    }
+
     async fn obey(&mut self, happening: Happening) {
         match happening {
             Happening::RestartOrdered => drop(self.machine.restart().await.unwrap()),

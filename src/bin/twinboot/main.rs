@@ -1,25 +1,39 @@
 //! The device command: asks the daemon over its socket. Links no MQTT, TLS or HTTP.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to people")]
+mod follow;
+mod show;
 
-use std::io::IsTerminal;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
-use twinboot::config::Config;
-use twinboot::control::{Ask, Client, Reply};
+use twinboot::config::{Config, ConfigError};
+use twinboot::control::{Ask, Client, ClientError, Reply};
+use twinboot::logging::chain;
 
-/// Between two looks at a running update.
-const LOOK: Duration = Duration::from_millis(300);
+/// The daemon refused, the update failed, or the configuration is wrong.
+const FAILED: u8 = 1;
+/// Something on the command line is wrong; clap uses the same.
+const WRONG_USE: u8 = 2;
+/// The daemon could not be asked.
+const NO_DAEMON: u8 = 3;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done; `install`: the update is confirmed (--detach: has begun)
+  1    twinbootd refused, or the update failed; `config check`: the file is wrong
+  2    something on the command line is wrong, and nothing was begun
+  3    twinbootd is not there, keeps this user out, or went away
+  130  `install` was interrupted; the update goes on without it";
+
+/// Longest URL that `install -` reads; the daemon takes less.
+const MAX_INPUT_BYTES: u64 = 16 * 1024;
 
 /// Updates the firmware of this device: asks twinbootd, which does the work.
 #[derive(Debug, Parser)]
-#[command(name = "twinboot", version, arg_required_else_help = true)]
+#[command(name = "twinboot", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Arguments {
     /// Socket of twinbootd.
     #[arg(long, global = true, default_value = "/run/twinboot/control.sock", value_name = "FILE")]
@@ -40,8 +54,13 @@ enum Command {
         watch: bool,
     },
     /// Install an image into the other slot, restart into it and try it.
+    ///
+    /// Shows the progress and waits for the end. Ctrl-C ends the waiting only: the update goes on,
+    /// and `twinboot cancel` takes it back.
+    #[command(after_help = EXIT_CODES)]
     Install {
-        /// https URL, or a file of this device.
+        /// https URL, or a file of this device; `-` reads it from standard input, where no
+        /// other user sees a secret in it.
         source: String,
         /// SHA-256 of that file; else it is looked for in SOURCE.sha256.
         #[arg(long, value_name = "DIGEST")]
@@ -49,7 +68,7 @@ enum Command {
         /// The version in it, for the reports.
         #[arg(long = "image-version", value_name = "VERSION")]
         version: Option<String>,
-        /// Return as soon as the update has started.
+        /// Return as soon as the update has begun.
         #[arg(long)]
         detach: bool,
         /// Speak JSON, a line for each change.
@@ -102,248 +121,145 @@ enum ConfigCommand {
     },
 }
 
+/// Why the command did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    /// The daemon said no.
+    #[error("{}", refusal(.0))]
+    Refused(Reply),
+    /// The daemon could not be asked.
+    #[error(transparent)]
+    Unreachable(#[from] ClientError),
+    /// The daemon went away in this phase of an update.
+    #[error(
+        "twinbootd went away in the phase {0}; the update goes on when it is back, see \
+         `systemctl status twinbootd`"
+    )]
+    Gone(String),
+    /// An argument is of no use.
+    #[error("{0}")]
+    Argument(String),
+    /// The update did not end well.
+    #[error("{0}")]
+    Update(String),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What it had to say could not be written.
+    #[error("cannot write the answer")]
+    Output(#[from] io::Error),
+}
+
+impl Problem {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Problem::Argument(_) => WRONG_USE,
+            Problem::Refused(reply) if reply.status == 400 => WRONG_USE,
+            Problem::Refused(reply) if reply.status == 503 => NO_DAEMON,
+            Problem::Unreachable(_) | Problem::Gone(_) => NO_DAEMON,
+            Problem::Refused(_) | Problem::Update(_) | Problem::Config(_) | Problem::Output(_) => {
+                FAILED
+            }
+        }
+    }
+}
+
+/// The refusal as a sentence, with its word for programs.
+fn refusal(reply: &Reply) -> String {
+    format!("{} ({})", text(&reply.body, "/message"), text(&reply.body, "/error"))
+}
+
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("twinboot: {error:#}");
-            ExitCode::FAILURE
+        // Who reads has seen enough, as `head` does.
+        Err(Problem::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            let _ = writeln!(io::stderr(), "twinboot: {}", chain(&problem));
+            ExitCode::from(problem.exit_code())
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
-    let connect = || Client::connect(&arguments.socket);
+fn run(arguments: &Arguments) -> Result<(), Problem> {
+    let socket = &arguments.socket;
     match &arguments.command {
-        Command::Status { json, watch: false } => show(&status(&mut connect()?)?, *json),
-        Command::Status { json, watch: true } => watch(&mut connect()?, *json),
-        Command::Install { source, sha256, version, detach, json } => {
-            let url = url_of(source)?;
-            let ask = Ask::Install { url, sha256: sha256.clone(), version: version.clone() };
-            install(&mut connect()?, &ask, *detach, *json)
+        Command::Status { json, watch: false } => show::status(&status(socket)?, *json)?,
+        Command::Status { json, watch: true } => {
+            follow::status(&mut Client::connect(socket)?, *json)?;
         }
-        Command::Cancel { json } => simple(&mut connect()?, &Ask::Cancel, *json),
-        Command::Confirm { json } => simple(&mut connect()?, &Ask::Confirm, *json),
-        Command::Rollback { json } => simple(&mut connect()?, &Ask::Rollback, *json),
-        Command::Slots { json } => slots(&status(&mut connect()?)?, *json),
-        Command::Config { command: ConfigCommand::Check { file } } => check(file),
+        Command::Install { source, sha256, version, detach, json } => {
+            let (sha256, version) = (sha256.clone(), version.clone());
+            let ask = Ask::Install { url: url_of(source)?, sha256, version };
+            follow::install(socket, &ask, *detach, *json)?;
+        }
+        Command::Cancel { json } => simple(socket, &Ask::Cancel, *json)?,
+        Command::Confirm { json } => simple(socket, &Ask::Confirm, *json)?,
+        Command::Rollback { json } => simple(socket, &Ask::Rollback, *json)?,
+        Command::Slots { json } => show::slots(&status(socket)?, *json)?,
+        Command::Config { command: ConfigCommand::Check { file } } => {
+            Config::load(file)?;
+            say(format_args!("{}: good", file.display()))?;
+        }
         Command::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(*shell, &mut command, "twinboot", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "twinboot", &mut script);
+            io::stdout().write_all(&script)?;
         }
     }
+    Ok(())
 }
 
 /// A URL as it is; anything else is a file of this device.
-fn url_of(source: &str) -> Result<String> {
+fn url_of(source: &str) -> Result<String, Problem> {
+    let mut input = String::new();
+    let source = if source == "-" {
+        let read = io::stdin().take(MAX_INPUT_BYTES).read_to_string(&mut input);
+        read.map_err(|error| Problem::Argument(format!("standard input: {error}")))?;
+        input.trim()
+    } else {
+        source
+    };
     if source.contains("://") {
         return Ok(source.to_owned());
     }
-    let path = std::fs::canonicalize(source)
-        .with_context(|| format!("{source} is neither a URL nor a file that can be found"))?;
-    match url::Url::from_file_path(&path) {
-        Ok(url) => Ok(url.into()),
-        Err(()) => bail!("{} cannot be written as a URL", path.display()),
+    let wrong = |rule: String| Problem::Argument(format!("{source}: {rule}"));
+    let path = Path::new(source).canonicalize().map_err(|error| {
+        wrong(format!("must be an https URL or a file of this device ({error})"))
+    })?;
+    if !path.is_file() {
+        return Err(wrong("must be a regular file".to_owned()));
     }
+    let url = url::Url::from_file_path(&path);
+    url.map(Into::into).map_err(|()| wrong("cannot be written as a URL".to_owned()))
 }
 
-/// The body of a good answer; a refusal becomes the error.
-fn body(reply: Reply) -> Result<Value> {
-    if reply.status == 200 {
-        return Ok(reply.body);
-    }
-    let text = |key: &str| reply.body.get(key).and_then(Value::as_str).unwrap_or("unknown");
-    bail!("{} ({} {})", text("message"), reply.status, text("error"))
+/// The body of a good answer; a refusal is the error.
+fn body(reply: Reply) -> Result<Value, Problem> {
+    if reply.status == 200 { Ok(reply.body) } else { Err(Problem::Refused(reply)) }
 }
 
-fn status(client: &mut Client) -> Result<Value> {
-    body(client.ask(&Ask::Status)?)
+fn status(socket: &Path) -> Result<Value, Problem> {
+    body(Client::connect(socket)?.ask(&Ask::Status)?)
 }
 
-fn simple(client: &mut Client, ask: &Ask, json: bool) -> Result<()> {
-    let reply = client.ask(ask)?;
+fn simple(socket: &Path, ask: &Ask, json: bool) -> Result<(), Problem> {
+    let reply = Client::connect(socket)?.ask(ask)?;
     if json {
-        println!("{}", reply.body);
+        say(format_args!("{}", reply.body))?;
     }
     let answer = body(reply)?;
     if !json {
-        println!("{}", text(&answer, "/message"));
+        say(format_args!("{}", text(&answer, "/message")))?;
     }
     Ok(())
 }
 
-fn show(status: &Value, json: bool) -> Result<()> {
-    if json {
-        println!("{status}");
-        return Ok(());
-    }
-    let version = |value: String| if value == "-" { "unknown version".to_owned() } else { value };
-    println!("{}", text(status, "/text"));
-    let confirmed = status.pointer("/confirmed").and_then(Value::as_bool) == Some(true);
-    println!(
-        "running    slot {}, {}, {}",
-        text(status, "/bootedSlot"),
-        version(text(status, "/runningVersion")),
-        if confirmed { "confirmed" } else { "not confirmed" }
-    );
-    println!("hub        {}", text(status, "/hub/text"));
-    if status.pointer("/update/id").is_some() {
-        println!(
-            "update     {} to {} from {}",
-            text(status, "/update/phase"),
-            version(text(status, "/update/version")),
-            text(status, "/update/uri")
-        );
-        if status.pointer("/update/percent").is_some() {
-            println!(
-                "progress   {} %, {} of {} bytes fetched, {} bytes written",
-                text(status, "/update/percent"),
-                text(status, "/update/bytesDownloaded"),
-                text(status, "/update/bytesTotal"),
-                text(status, "/update/bytesWritten")
-            );
-        }
-    }
-    if status.pointer("/lastUpdate").is_some() {
-        println!(
-            "last       {} to {}, ended {}",
-            text(status, "/lastUpdate/result"),
-            version(text(status, "/lastUpdate/version")),
-            text(status, "/lastUpdate/endedTime")
-        );
-        if status.pointer("/lastUpdate/reason").is_some() {
-            println!(
-                "reason     {} ({})",
-                text(status, "/lastUpdate/reason"),
-                text(status, "/lastUpdate/code")
-            );
-        }
-    }
-    for notice in status.pointer("/notices").and_then(Value::as_array).into_iter().flatten() {
-        println!("notice     {}", notice.as_str().unwrap_or_default());
-    }
-    Ok(())
-}
-
-fn slots(status: &Value, json: bool) -> Result<()> {
-    let slots = status.pointer("/slots").cloned().unwrap_or_default();
-    if json {
-        println!("{slots}");
-        return Ok(());
-    }
-    println!("slot  state       version           digest");
-    for (name, slot) in slots.as_object().into_iter().flatten() {
-        let running = status.pointer("/bootedSlot").and_then(Value::as_str) == Some(name);
-        println!(
-            "{name}{}    {:<11} {:<17} {}",
-            if running { "*" } else { " " },
-            text(slot, "/state"),
-            text(slot, "/version"),
-            text(slot, "/digest")
-        );
-    }
-    println!("* runs now");
-    Ok(())
-}
-
-fn watch(client: &mut Client, json: bool) -> Result<()> {
-    let mut before = Value::Null;
-    loop {
-        let now = status(client)?;
-        if now != before {
-            if !json && before != Value::Null {
-                println!();
-            }
-            show(&now, json)?;
-            before = now;
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
-fn check(file: &Path) -> Result<()> {
-    Config::load(file).map_err(anyhow::Error::new)?;
-    println!("{}: good", file.display());
-    Ok(())
-}
-
-/// Starts an update and follows it until it ends or the machine restarts.
-fn install(client: &mut Client, ask: &Ask, detach: bool, json: bool) -> Result<()> {
-    let started = body(client.ask(ask)?)?;
-    if json {
-        println!("{started}");
-    } else {
-        println!("{}", text(&started, "/message"));
-    }
-    if detach {
-        return Ok(());
-    }
-    let id = text(&started, "/id");
-    let bar = progress_bar(json)?;
-    let mut before = String::new();
-    loop {
-        let status = match status(client) {
-            Ok(status) => status,
-            Err(_) if before == "rebooting" => {
-                bar.finish_and_clear();
-                if !json {
-                    println!(
-                        "The machine restarts into the new slot; `twinboot status` tells the rest"
-                    );
-                }
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        if text(&status, "/update/id") != id {
-            bar.finish_and_clear();
-            return outcome(&status, &id, json);
-        }
-        let phase = text(&status, "/update/phase");
-        if json && phase != before {
-            println!("{}", status.pointer("/update").unwrap_or(&Value::Null));
-        }
-        let percent = status.pointer("/update/percent").and_then(Value::as_u64);
-        bar.set_message(phase.clone());
-        bar.set_position(percent.unwrap_or(0));
-        before = phase;
-        std::thread::sleep(LOOK);
-    }
-}
-
-fn progress_bar(json: bool) -> Result<ProgressBar> {
-    if json || !std::io::stderr().is_terminal() {
-        return Ok(ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::hidden()));
-    }
-    let bar = ProgressBar::new(100);
-    bar.set_style(
-        ProgressStyle::with_template("{msg:12} [{bar:40}] {pos:>3} %  {elapsed_precise}")
-            .context("the progress bar's template is wrong")?
-            .progress_chars("=> "),
-    );
-    Ok(bar)
-}
-
-fn outcome(status: &Value, id: &str, json: bool) -> Result<()> {
-    if json {
-        println!("{}", status.pointer("/lastUpdate").unwrap_or(&Value::Null));
-    }
-    if text(status, "/lastUpdate/id") != id {
-        bail!("the update is over, and another one has ended since; see `twinboot status`");
-    }
-    let result = text(status, "/lastUpdate/result");
-    if result == "succeeded" {
-        if !json {
-            println!("The update is confirmed");
-        }
-        return Ok(());
-    }
-    bail!(
-        "the update ended as {result}: {} ({})",
-        text(status, "/lastUpdate/reason"),
-        text(status, "/lastUpdate/code")
-    )
+/// A line on standard output.
+fn say(line: std::fmt::Arguments<'_>) -> io::Result<()> {
+    writeln!(io::stdout(), "{line}")
 }
 
 /// The value at `pointer` as people read it; `-` if there is none.
