@@ -22,7 +22,7 @@ mod hub;
 mod images;
 mod interrupted;
 mod kill;
-//mod secrets;
+mod secrets;
 
 #[path = "../support/world.rs"]
 mod world;

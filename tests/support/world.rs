@@ -15,6 +15,8 @@ pub mod images;
 pub mod machine;
 #[path = "release.rs"]
 pub mod release;
+#[path = "systemd.rs"]
+pub mod systemd;
 
 use images::{Authority, Fault, File, ImageServer};
 use machine::{Happening, LIMIT, Machine, Plan};
