@@ -23,6 +23,7 @@ mod images;
 mod interrupted;
 mod kill;
 mod secrets;
+mod state;
 
 #[path = "../support/world.rs"]
 mod world;

@@ -26,7 +26,7 @@ impl Systemd {
             let mut text = vec![0; 8192];
             while let Some(told) = told.upgrade() {
                 if let Ok(length) = socket.recv(&mut text) {
-                    let text = String::from_utf8(text[..length].to_vec()).unwrap();
+                    let text = String::from_utf8_lossy(&text[..length]).trim_end().to_owned();
                     told.lock().unwrap().push((Instant::now(), text));
                 }
             }
