@@ -224,8 +224,9 @@ async fn no_secret_of_a_url_or_of_the_hub_is_seen_anywhere() {
 /// The run that was accepted last.
 fn answer_id(seen: &Seen) -> String {
     let answers = &seen.0["answers"];
-    let ids = answers.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    ids.filter_map(|answer| Some(answer["id"].as_str()?.to_owned())).last().expect("an id")
+    let answers = answers.lines().rev().filter_map(|line| serde_json::from_str(line).ok());
+    let mut ids = answers.filter_map(|answer: Value| Some(answer["id"].as_str()?.to_owned()));
+    ids.next().expect("an id")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -54,9 +54,11 @@ async fn a_state_file_of_no_use_is_set_aside_and_told_each_time() {
         world.machine.sigterm(STOP_LIMIT).await.unwrap();
         std::fs::write(&state, &content).unwrap();
         world.start_daemon_again().await;
-        let notices = world.reported()["twinboot"]["notices"].to_string();
         let aside = format!("state.json.bad-{number}");
-        for part in ["could not be understood", problem, &aside, "began anew"] {
+        let told = |twin: &Value| twin["twinboot"]["notices"].to_string().contains(&aside);
+        let twin = world.until("it is told", told).await;
+        let notices = twin["twinboot"]["notices"].to_string();
+        for part in ["could not be understood", problem, "began anew"] {
             assert!(notices.contains(part), "{number}: {part:?} is missing: {notices}");
         }
         assert_eq!(std::fs::read(world.folder().join("state").join(aside)).unwrap(), content);
