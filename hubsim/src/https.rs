@@ -11,13 +11,12 @@ use hyper_util::rt::TokioIo;
 use openssl::ssl::SslAcceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::accept;
 use crate::access::ClientCertificate;
 use crate::core::Core;
-use crate::tls;
 
 /// What the handlers may know of a connection: the client's certificate, for MQTT in WebSockets.
 #[derive(Debug, Clone)]
@@ -27,8 +26,7 @@ pub(crate) struct Peer {
     pub(crate) stop: CancellationToken,
 }
 
-/// Serves `router` over TLS until `stop`; then cuts every connection, also those with a request
-/// under way.
+/// Serves `router` over TLS until `stop`.
 pub(crate) async fn listen(
     core: Arc<Core>,
     listener: TcpListener,
@@ -36,47 +34,19 @@ pub(crate) async fn listen(
     router: Router,
     stop: CancellationToken,
 ) {
-    let mut connections = JoinSet::new();
-    loop {
-        // Cancel-safe: all three.
-        tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let (core, acceptor, router) = (Arc::clone(&core), acceptor.clone(), router.clone());
-                let stop = stop.clone();
-                connections.spawn(async move {
-                    match tls::accept(&acceptor, stream).await {
-                        Ok(stream) => {
-                            let certificate = tls::client_certificate(&stream);
-                            serve(stream, router, Peer { certificate, stop }).await;
-                        }
-                        Err(error) => tls::tell_failure(&core, &error),
-                    }
-                });
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
-    connections.shutdown().await;
+    let peers_stop = stop.clone();
+    accept::each_tls(core, listener, acceptor, stop, move |stream, certificate| {
+        serve(stream, router.clone(), Peer { certificate, stop: peers_stop.clone() })
+    })
+    .await;
 }
 
 /// Serves plain HTTP until `stop`, for the admin endpoint.
 pub(crate) async fn listen_plain(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    loop {
-        // Cancel-safe: all three.
-        tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let peer = Peer { certificate: None, stop: stop.clone() };
-                connections.spawn(serve(stream, router.clone(), peer));
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
-    connections.shutdown().await;
+    accept::each(listener, stop.clone(), |stream| {
+        serve(stream, router.clone(), Peer { certificate: None, stop: stop.clone() })
+    })
+    .await;
 }
 
 async fn serve<S>(stream: S, router: Router, peer: Peer)

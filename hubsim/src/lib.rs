@@ -13,6 +13,7 @@
 //! What it imitates, and the sources, stand at each module. Where witnesses of the real hub
 //! disagree, [`Options`] has a switch.
 
+mod accept;
 mod access;
 mod admin;
 mod clock;
