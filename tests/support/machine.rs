@@ -56,6 +56,7 @@ pub struct Machine {
     pub slots: [Slot; 2],
     twinbootd: PathBuf,
     config: toml::Table,
+    environment: Vec<(String, PathBuf)>,
     orders: pipe::Receiver,
     daemon: Option<Child>,
     running: Option<Boot>,
@@ -121,6 +122,7 @@ impl Machine {
             slots,
             twinbootd: plan.twinbootd.to_owned(),
             config,
+            environment: Vec::new(),
             orders,
             daemon: None,
             running: None,
@@ -138,6 +140,11 @@ impl Machine {
         if let Some(toml::Value::Table(table)) = self.config.get_mut(section) {
             table.remove(key);
         }
+    }
+
+    /// Sets a variable in the environment of the daemon's next starts, as systemd does.
+    pub fn environment(&mut self, name: &str, value: &Path) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Puts a program into `health.d`; without text it is taken away.
@@ -252,6 +259,7 @@ impl Machine {
             .arg(self.folder.join("sysroot"))
             .env_remove("NOTIFY_SOCKET")
             .env_remove("CREDENTIALS_DIRECTORY")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

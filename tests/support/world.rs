@@ -17,6 +17,8 @@ pub mod machine;
 pub mod network;
 #[path = "release.rs"]
 pub mod release;
+#[path = "systemd.rs"]
+pub mod systemd;
 
 use images::{Authority, Fault, File, ImageServer};
 use machine::{Happening, LIMIT, Machine, Plan};
@@ -238,6 +240,30 @@ impl World {
             Ok(reported) => reported,
             Err(_) => panic!("not within {limit:?}: {what}"),
         }
+    }
+
+    /// Plays the machine for some time.
+    pub async fn play(&mut self, time: Duration) {
+        if let Ok(happening) = tokio::time::timeout(time, self.machine.next()).await {
+            self.obey(happening.unwrap()).await;
+        }
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        match tokio::time::timeout(LIMIT, self.machine.next()).await {
+            Ok(Ok(Happening::Ended(status))) => status,
+            other => panic!("the daemon did not end: {other:?}"),
+        }
+    }
+
+    /// Starts the daemon in the present boot and waits until it is up.
+    pub async fn start_daemon_again(&mut self) {
+        let mut events = self.events();
+        self.machine.start_daemon().unwrap();
+        let connected = |event: &EventKind| matches!(event, EventKind::Connected { .. });
+        self.event(&mut events, connected).await;
+        self.up().await;
     }
 
     async fn obey(&mut self, happening: Happening) {
