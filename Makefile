@@ -32,7 +32,7 @@ test: setup ## every test
 demo: packages image ## one update from the cloud call to the confirmed boot; ARGS=--fail: a rollback
 	cargo run --release --example demo -- $(ARGS)
 
-bench: packages image ## a whole install against curl | dd: time, bytes, memory
+bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
 
 check: fmt clippy deny doc units ## format, lints, dependencies, documentation, systemd units
