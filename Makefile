@@ -34,7 +34,7 @@ demo: build image ## one update from the cloud call to the confirmed boot; ARGS=
 	cargo build --release --example demo
 	@cargo run --quiet --release --example demo -- $(ARGS)
 
-bench: packages image ## a whole install against curl | dd: time, bytes, memory
+bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
 
 check: fmt clippy deny doc units ## format, lints, dependencies, documentation, systemd units

@@ -239,7 +239,8 @@ pub struct Times {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Bytes of the file at the URL that are no longer needed.
+    /// Bytes of the file at the URL that are no longer needed; 0 if a decoder has to begin at its
+    /// start, where everything up to `written_bytes` comes again and is not written again.
     pub fetched_bytes: u64,
     /// Bytes of the image that are on the medium.
     pub written_bytes: u64,
