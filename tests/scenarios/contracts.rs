@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::images::Fault;
 use crate::world::release::Form;
-use crate::world::{DEVICE, World, is_over};
+use crate::world::{DEVICE, HALF, World, is_over};
 
 /// The values of a place in the twin, as texts, without those that are absent.
 fn texts(world: &World, pointer: &str) -> Vec<String> {
@@ -159,7 +159,7 @@ async fn a_new_run_is_in_the_twin_when_the_answer_comes_right_after_an_old_end()
     let old = world.over(&first).await;
     assert_eq!(old["firmwareStatus"], "completed");
 
-    world.slow("3.0.0.img", 1);
+    world.fault("3.0.0.img", [Fault::Hold(HALF)]);
     let second = world.update("3.0.0.img").await;
     // What the tutorials' programs look at, at the moment of the answer.
     let twin = world.reported();
@@ -171,6 +171,7 @@ async fn a_new_run_is_in_the_twin_when_the_answer_comes_right_after_an_old_end()
         assert_eq!(twin["iothubDM"]["firmwareUpdate"].get(gone), None, "{gone} of the old run");
     }
     assert_eq!(twin.get("lastFirmwareUpdate"), None);
+    world.images.release();
     world.over(&second).await;
     world.assert_runs('A', "3.0.0");
 }
@@ -181,7 +182,7 @@ async fn progress_is_seen_in_the_twin_and_thinned() {
     world.machine.set("report.progress_interval_s", 1);
     world.machine.set("report.progress_step_percent", 5);
     world.start().await;
-    world.slow("2.0.0.img", 1);
+    world.fault("2.0.0.img", [Fault::Slow(40_000)]);
     let id = world.update("2.0.0.img").await;
     world.over(&id).await;
     let percents: Vec<u64> =
@@ -273,12 +274,7 @@ async fn a_bootloader_that_refuses_is_an_apply_failure() {
 async fn a_new_image_that_is_not_well_is_rolled_back_and_says_why() {
     let mut world = World::new().await;
     world.machine.set("update.trial_limit_s", 5);
-    let release = world.folder().join("sysroot/etc/os-release");
-    let program = format!(
-        "#!/bin/sh\ngrep -q 1.0.0 '{}' && exit 0\necho 'the pump is dead' >&2\nexit 3\n",
-        release.display()
-    );
-    world.machine.health_program("pump", Some(&program)).unwrap();
+    world.only_well_as("1.0.0", "the pump is dead");
     world.start().await;
     let id = world.update("2.0.0.img.zst").await;
     let twin = world.over(&id).await;
