@@ -54,6 +54,7 @@ async fn a_call_that_timed_out_can_be_repeated() {
 
     let (status, answer) = world.call("firmwareUpdate", payload).await.unwrap();
     assert_eq!((status, &answer["result"]), (200, &json!("alreadyRunning")), "{answer}");
+    world.until("it downloads", |twin| phase(twin) == "downloading").await;
     world.images.release();
     world.over(answer["id"].as_str().unwrap()).await;
     world.assert_runs('B', "2.0.0");
