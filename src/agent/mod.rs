@@ -321,7 +321,7 @@ impl Agent {
             let home = self.saved.home;
             let (next, orders) = step(self.saved.clone(), event.clone(), &self.facts());
             if next != self.saved
-                && let Err(error) = self.save(next).await?
+                && let Err(error) = self.save(next, &event).await?
             {
                 self.cannot_save(&error, event, reply.take());
                 continue;
@@ -353,8 +353,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Saves and publishes `next`. The inner error leaves everything as it was.
-    async fn save(&mut self, mut next: Saved) -> Result<Result<(), StoreError>, AgentError> {
+    /// Saves and publishes `next`, which `event` led to. The inner error leaves everything as it
+    /// was.
+    async fn save(
+        &mut self,
+        mut next: Saved,
+        event: &Event,
+    ) -> Result<Result<(), StoreError>, AgentError> {
         next.newest_time = next.newest_time.max(self.clock.wall());
         let copy = next.clone();
         let saved = self.patiently(blocking(&self.store, move |store| store.save(&copy))).await?;
@@ -378,7 +383,11 @@ impl Agent {
                 sentence(&self.saved, &Progress::default()),
             );
         }
-        self.publish();
+        if matches!(event, Event::Checkpointed(_)) {
+            self.progressed();
+        } else {
+            self.publish();
+        }
         Ok(Ok(()))
     }
 
