@@ -14,7 +14,9 @@
 #[path = "support/rig/mod.rs"]
 mod rig;
 
-use rig::{Act, Cut, Fault, Rig, Scenario, Script, When};
+use std::io::Write;
+
+use rig::{Act, Cut, Fault, Rig, Scenario, Script, When, Wrong};
 use twinboot::update::{FailureKind, OutcomeKind};
 
 use Act::{Cancel, Confirm, Desire, Install, Reboot, RollBack};
@@ -39,60 +41,144 @@ const STORIES: &[(&str, Story)] = &[
     ("a reboot", &[(AtRest, Reboot)]),
 ];
 
-fn live(script: Script, fault: Fault, story: Story, cuts: &[Cut], log: bool) -> Rig {
+/// Of the stories beside the plain update, the agent is killed at every so many operations only:
+/// a kill is a power cut that leaves more in place.
+const KILL_STRIDE: usize = 3;
+/// Of the pairs of cuts, every so many firsts and every so many seconds are taken, but for the
+/// plain update on one boot script, where all are.
+const PAIR_STRIDE: usize = 7;
+/// More operations than any story has.
+const END: usize = 400;
+
+/// A device that has lived through all that, and was switched off and on once more.
+fn device(script: Script, fault: Fault, story: Story, cuts: &[Cut], with_log: bool) -> Rig {
     let scenario = Scenario { script, fault, acts: story.to_vec(), cuts: cuts.to_vec() };
-    let rig = Rig::new(scenario, log);
+    let rig = Rig::new(scenario, with_log);
     rig.live();
     rig.machine().judge();
     rig.power_cycle(1);
     rig
 }
 
-#[test]
-fn undisturbed_updates_end_as_they_should() {
-    for script in Script::ALL {
-        let rig = live(script, Fault::None, UPDATE, &[], true);
-        assert_eq!(rig.version(), 2);
-    }
+/// What came of many devices.
+#[derive(Default)]
+struct Tally {
+    stories: usize,
+    cuts: usize,
+    wrongs: [usize; 3],
+    worst: Option<(Wrong, String)>,
 }
 
-fn all(script: Script) {
-    let begin = std::time::Instant::now();
-    let (mut cuts, mut n) = (0, 0);
-    let mut bad = std::collections::BTreeMap::<String, (usize, String)>::new();
-    for fault in Fault::ALL {
-        for (name, story) in STORIES {
-            for kind in [Cut::Power, Cut::Kill] {
-                for k in 0..150 {
-                    let rig = live(script, fault, story, &[kind(k)], false);
-                    n += 1;
-                    if let Some((kind2, text)) = rig.wrong() {
-                        let first = text.chars().take(40).collect::<String>();
-                        let key = format!("{kind2:?} {fault:?} | {name} | {first}");
-                        bad.entry(key).or_insert_with(|| {
-                          (0, live(script, fault, story, &[kind(k)], true).story())
-                        }).0 += 1;
-                    }
-                    if !rig.was_cut() {
-                        break;
-                    }
-                    cuts += 1;
-                }
+impl Tally {
+    /// Lets a device live; tells whether the last cut came.
+    fn add(&mut self, script: Script, fault: Fault, story: Story, cuts: &[Cut]) -> bool {
+        let rig = device(script, fault, story, cuts, false);
+        self.stories += 1;
+        let was_cut = rig.was_cut();
+        self.cuts += if was_cut { cuts.len() } else { 0 };
+        if let Some((wrong, what)) = rig.wrong() {
+            self.wrongs[wrong as usize] += 1;
+            if self.worst.as_ref().is_none_or(|(worst, _)| wrong < *worst) {
+                // The same once more, with a record of it.
+                let told = device(script, fault, story, cuts, true).story();
+                let head = format!("{what}\n{script:?}, {fault:?}, {story:?}, cuts {cuts:?}");
+                self.worst = Some((wrong, format!("{head}\n{told}")));
             }
         }
+        was_cut
     }
-    for (key, (count, _)) in &bad {
-        eprintln!("BAD {count:>4} {key}");
+
+    /// Cuts at every `stride`th operation, `from` the first to the last there is, behind the cuts
+    /// that came already. Gives the number of operations.
+    fn cut_all(
+        &mut self,
+        (script, fault, story): (Script, Fault, Story),
+        before: &[Cut],
+        kind: fn(usize) -> Cut,
+        (from, stride): (usize, usize),
+    ) {
+        for at in (from..END).step_by(stride) {
+            let cuts = [before, &[kind(at)]].concat();
+            if !self.add(script, fault, story, &cuts) {
+                return;
+            }
+        }
+        panic!("no end after {END} operations: {script:?}, {fault:?}, {story:?}, {before:?}");
     }
-    for (key, (_, text)) in bad.iter() {
-        eprintln!("STORY {key}\n{text}\n");
+
+    fn cut_all_pairs(
+        &mut self,
+        scene: (Script, Fault, Story),
+        kinds: [fn(usize) -> Cut; 2],
+        stride: usize,
+    ) {
+        let (script, fault, story) = scene;
+        for at in (0..END).step_by(stride) {
+            let first = [kinds[0](at)];
+            if !device(script, fault, story, &first, false).was_cut() {
+                return;
+            }
+            // Not always the same places behind the first cut.
+            self.cut_all(scene, &first, kinds[1], (at / stride % stride, stride));
+        }
+        panic!("no end after {END} operations: {scene:?}");
     }
-    eprintln!("{script:?}: {n} stories, {cuts} cuts, {} bad, {:?}", bad.len(), begin.elapsed());
+
+    /// Tells the figures even if the test passes, and fails if anything was wrong.
+    fn judge(self, what: &str) {
+        let Tally { stories, cuts, wrongs: [bricks, untruths, unrest], worst } = self;
+        let line = format!(
+            "{what}: stories {stories}, cuts {cuts}, bricks {bricks}, untruthful reports \
+             {untruths}, restless {unrest}\n"
+        );
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        if let Some((_, told)) = worst {
+            panic!("{line}{told}");
+        }
+    }
+}
+
+fn every_cut(script: Script) {
+    let mut tally = Tally::default();
+    for fault in Fault::ALL {
+        for (number, (_, story)) in STORIES.iter().enumerate() {
+            let scene = (script, fault, *story);
+            let kill_stride = if number == 0 { 1 } else { KILL_STRIDE };
+            tally.cut_all(scene, &[], Cut::Power, (0, 1));
+            tally.cut_all(scene, &[], Cut::Kill, (0, kill_stride));
+            tally.cut_all_pairs(scene, [Cut::Power, Cut::Power], PAIR_STRIDE);
+        }
+    }
+    tally.judge(&format!("{script:?}"));
 }
 
 #[test]
-fn t() { all(Script::Tryboot) }
+fn any_cut_under_tryboot_leaves_a_device_that_works_and_tells_the_truth() {
+    every_cut(Script::Tryboot);
+}
+
 #[test]
-fn u() { all(Script::Uboot) }
+fn any_cut_under_u_boots_counters_leaves_a_device_that_works_and_tells_the_truth() {
+    every_cut(Script::Uboot);
+}
+
 #[test]
-fn g() { all(Script::Grub) }
+fn any_cut_under_grubs_marks_leaves_a_device_that_works_and_tells_the_truth() {
+    every_cut(Script::Grub);
+}
+
+#[test]
+fn any_two_cuts_of_an_update_leave_a_device_that_works_and_tells_the_truth() {
+    let mut tally = Tally::default();
+    let all: [[fn(usize) -> Cut; 2]; 4] = [
+        [Cut::Power, Cut::Power],
+        [Cut::Power, Cut::Kill],
+        [Cut::Kill, Cut::Power],
+        [Cut::Kill, Cut::Kill],
+    ];
+    for kinds in all {
+        tally.cut_all_pairs((Script::Uboot, Fault::None, UPDATE), kinds, 1);
+    }
+    tally.cut_all_pairs((Script::Uboot, Fault::SickSlot, UPDATE), [Cut::Power, Cut::Power], 1);
+    tally.judge("all pairs");
+}

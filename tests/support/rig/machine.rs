@@ -246,7 +246,8 @@ impl Machine {
     /// Whatever was accepted has one outcome.
     fn judge_runs(&mut self) {
         let accepted = self.answers.iter().filter(|(_, answer)| answer.status == 200);
-        let accepted = accepted.filter_map(|(_, answer)| Some(answer.body["id"].as_str()?.to_owned()));
+        let accepted =
+            accepted.filter_map(|(_, answer)| Some(answer.body["id"].as_str()?.to_owned()));
         let runs: Vec<String> = self.runs.iter().cloned().chain(accepted).collect();
         let unconfirmable = self.cannot_be_confirmed();
         if let Some(id) = runs.iter().find(|id| !self.ended.contains_key(*id))
@@ -254,12 +255,19 @@ impl Machine {
         {
             self.wrong(Wrong::Untruth, format!("run {id} has no outcome"));
         }
-        let is_stuck =
-            |kind: &OutcomeKind| matches!(kind, OutcomeKind::Failed(why) if why.kind == FailureKind::Stuck);
-        let vouched = self.scenario.acts.iter().any(|(_, act)| *act == Act::Confirm);
+        let is_stuck = |kind: &OutcomeKind| matches!(kind, OutcomeKind::Failed(why) if why.kind == FailureKind::Stuck);
+        let read_only = self.scenario.fault == Fault::BootVariablesReadOnly;
+        let asked = |wanted| self.scenario.acts.iter().any(|(_, act)| *act == wanted);
+        let (vouched, sent_back) = (asked(Act::Confirm), asked(Act::RollBack));
         let is_one = |kinds: &[OutcomeKind]| match kinds {
             [_] => true,
+            // The bootloader went back at last, or was told to once more, and did not.
             [first, OutcomeKind::RolledBack(_)] => is_stuck(first),
+            [first, second] if is_stuck(second) => is_stuck(first) && sent_back,
+            // It was told that the machine does not restart; then the power went, and it did.
+            [OutcomeKind::Failed(first), _] if first.kind == FailureKind::RestartFailed => true,
+            // Nobody can tell the bootloader to forget the slot, so it is met again and again.
+            [OutcomeKind::RolledBack(_), OutcomeKind::RolledBack(_)] => read_only,
             [_, OutcomeKind::Succeeded] => vouched,
             _ => false,
         };

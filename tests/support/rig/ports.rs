@@ -283,7 +283,9 @@ impl Restarter for Life {
                 },
             )
             .map_err(|Gone| "gone".to_owned());
-        self.ended.notify_one();
+        if self.machine().end.is_some() {
+            self.ended.notify_one();
+        }
         std::future::ready(result).boxed()
     }
 }
