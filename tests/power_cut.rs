@@ -47,6 +47,8 @@ const KILL_STRIDE: usize = 3;
 /// Of the pairs of cuts, every so many firsts and every so many seconds are taken, but for the
 /// plain update on one boot script, where all are.
 const PAIR_STRIDE: usize = 7;
+/// Wrongs after which no more are looked for.
+const ENOUGH: usize = 20;
 /// More operations than any story has.
 const END: usize = 400;
 
@@ -88,8 +90,12 @@ impl Tally {
         was_cut
     }
 
+    fn has_enough(&self) -> bool {
+        self.wrongs.iter().sum::<usize>() >= ENOUGH
+    }
+
     /// Cuts at every `stride`th operation, `from` the first to the last there is, behind the cuts
-    /// that came already. Gives the number of operations.
+    /// that came already.
     fn cut_all(
         &mut self,
         (script, fault, story): (Script, Fault, Story),
@@ -99,7 +105,7 @@ impl Tally {
     ) {
         for at in (from..END).step_by(stride) {
             let cuts = [before, &[kind(at)]].concat();
-            if !self.add(script, fault, story, &cuts) {
+            if !self.add(script, fault, story, &cuts) || self.has_enough() {
                 return;
             }
         }
@@ -115,7 +121,7 @@ impl Tally {
         let (script, fault, story) = scene;
         for at in (0..END).step_by(stride) {
             let first = [kinds[0](at)];
-            if !device(script, fault, story, &first, false).was_cut() {
+            if self.has_enough() || !device(script, fault, story, &first, false).was_cut() {
                 return;
             }
             // Not always the same places behind the first cut.

@@ -261,13 +261,13 @@ impl Machine {
         let (vouched, sent_back) = (asked(Act::Confirm), asked(Act::RollBack));
         let is_one = |kinds: &[OutcomeKind]| match kinds {
             [_] => true,
+            // Nobody can tell the bootloader to forget the slot, so it is met again and again.
+            [OutcomeKind::RolledBack(_), OutcomeKind::RolledBack(_)] if read_only => true,
             // The bootloader went back at last, or was told to once more, and did not.
             [first, OutcomeKind::RolledBack(_)] => is_stuck(first),
             [first, second] if is_stuck(second) => is_stuck(first) && sent_back,
             // It was told that the machine does not restart; then the power went, and it did.
             [OutcomeKind::Failed(first), _] if first.kind == FailureKind::RestartFailed => true,
-            // Nobody can tell the bootloader to forget the slot, so it is met again and again.
-            [OutcomeKind::RolledBack(_), OutcomeKind::RolledBack(_)] => read_only,
             [_, OutcomeKind::Succeeded] => vouched,
             _ => false,
         };
