@@ -17,7 +17,7 @@ mod rig;
 use std::io::Write;
 
 use rig::{Act, Cut, Fault, Rig, Scenario, Script, When, Wrong};
-use twinboot::update::{FailureKind, OutcomeKind};
+use twinboot::update::FailureKind;
 
 use Act::{Cancel, Confirm, Desire, Install, Reboot, RollBack};
 use When::{After, AtRest};
@@ -140,6 +140,92 @@ impl Tally {
         std::io::stderr().write_all(line.as_bytes()).unwrap();
         if let Some((_, told)) = worst {
             panic!("{line}{told}");
+        }
+    }
+}
+
+/// How an update ends where nothing is cut, and that it stays so.
+#[test]
+fn undisturbed_updates_end_as_they_should() {
+    use FailureKind as K;
+    for (fault, version, end) in [
+        (Fault::None, 2, "succeeded".to_owned()),
+        (Fault::SickSlot, 1, rolled_back(K::Unhealthy)),
+        (Fault::SickAfterConfirm, 2, "succeeded".to_owned()),
+        (Fault::DeadSlot, 1, rolled_back(K::FellBack)),
+        (Fault::LyingDisk, 1, failed(K::ReadBack)),
+        (Fault::NoRestart, 1, failed(K::RestartFailed)),
+        (Fault::NeverTries, 1, rolled_back(K::FellBack)),
+        (Fault::ConfirmsByItself, 2, "succeeded".to_owned()),
+        (Fault::NeverGoesBack, 2, failed(K::Stuck)),
+        (Fault::StateLost, 2, "succeeded".to_owned()),
+        (Fault::StateReverts, 2, "succeeded".to_owned()),
+        (Fault::StateFolderFull, 2, "succeeded".to_owned()),
+    ] {
+        for script in Script::ALL {
+            let rig = device(script, fault, UPDATE, &[], true);
+            assert_eq!(rig.wrong(), None, "{}", rig.story());
+            assert_eq!((rig.version(), rig.last_end()), (version, end.clone()), "{}", rig.story());
+            // More starts than the boot scripts have attempts.
+            rig.power_cycle(5);
+            assert_eq!(rig.wrong(), None, "{}", rig.story());
+            assert_eq!((rig.version(), rig.last_end()), (version, end.clone()), "{}", rig.story());
+        }
+    }
+}
+
+fn rolled_back(kind: FailureKind) -> String {
+    format!("rolled back: {}", kind.name())
+}
+
+fn failed(kind: FailureKind) -> String {
+    format!("failed: {}", kind.name())
+}
+
+/// The bootloader takes no order any more: the new slot is good, but nobody can make it stay.
+#[test]
+fn what_cannot_be_confirmed_is_never_told_to_be() {
+    for script in Script::ALL {
+        let rig = device(script, Fault::BootVariablesReadOnly, UPDATE, &[], true);
+        assert_eq!(rig.wrong(), None, "{}", rig.story());
+        assert_ne!(rig.last_end(), "succeeded", "{}", rig.story());
+    }
+}
+
+/// What operators are told, and what comes of what they do.
+#[test]
+fn operators_get_what_they_asked_for_or_are_told_why_not() {
+    use FailureKind as K;
+    let told: &[(&str, &[&str], u8, String)] = &[
+        ("an update", &["accepted"], 2, "succeeded".into()),
+        ("there and back", &["accepted", "accepted"], 3, "succeeded".into()),
+        ("desired", &[], 2, "succeeded".into()),
+        ("desired, then withdrawn", &[], 1, failed(K::Withdrawn)),
+        ("desired, then another", &[], 3, "succeeded".into()),
+        ("cancelled", &["accepted", "cancelled"], 1, failed(K::Cancelled)),
+        ("another while busy", &["accepted", "busy"], 2, "succeeded".into()),
+        ("taken back afterwards", &["accepted", "rollingBack"], 1, "succeeded".into()),
+        ("a reboot in the download", &["accepted", "restarting"], 2, "succeeded".into()),
+        ("a reboot", &["restarting"], 1, "none".into()),
+    ];
+    let on_trial: &[(&str, &[&str], u8, String)] = &[
+        (
+            "taken back on trial",
+            &["accepted", "rollingBack"],
+            1,
+            rolled_back(K::RolledBackByOperator),
+        ),
+        ("vouched for on trial", &["accepted", "confirming"], 2, "succeeded".into()),
+    ];
+    for (fault, table) in [(Fault::None, told), (Fault::SickSlot, on_trial)] {
+        for (name, answers, version, end) in table {
+            let story = STORIES.iter().find(|story| story.0 == *name).unwrap().1;
+            for script in Script::ALL {
+                let rig = device(script, fault, story, &[], true);
+                assert_eq!(rig.wrong(), None, "{}", rig.story());
+                assert_eq!(rig.answers(), *answers, "{name}\n{}", rig.story());
+                assert_eq!((rig.version(), &rig.last_end()), (*version, end), "{name}");
+            }
         }
     }
 }

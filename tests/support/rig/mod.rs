@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use twinboot::agent::{Agent, Identity, Inputs, Ports, Settings};
 use twinboot::clock::Clock;
 use twinboot::hub::{Desired, Report, SessionStatus};
-use twinboot::request::{Command, Request};
+use twinboot::request::{Answer, Command, Request};
 use twinboot::update::{
-    BootId, Contracts, Device, Digest, Job, Limits, Origin, Outcome, Slot, Wanted,
+    BootId, Contracts, Device, Digest, Job, Limits, Origin, OutcomeKind, Slot, Wanted,
 };
 
 use boot_script::Variables;
@@ -81,7 +81,7 @@ pub enum Fault {
     StateLost,
     /// Every cut of the power brings back the state before the last save.
     StateReverts,
-    /// No state can be saved for a minute, again and again.
+    /// No state can be saved for more than a minute, again and again.
     StateFolderFull,
 }
 
@@ -456,7 +456,25 @@ impl Rig {
     }
 
     /// How the last update ended.
-    pub fn last(&self) -> Option<Outcome> {
-        self.machine().saved.as_ref().and_then(|saved| saved.last.clone())
+    pub fn last_end(&self) -> String {
+        let machine = self.machine();
+        match machine.saved.as_ref().and_then(|saved| saved.last.as_ref()).map(|last| &last.kind) {
+            None => "none".into(),
+            Some(OutcomeKind::Succeeded) => "succeeded".into(),
+            Some(OutcomeKind::UpToDate) => "up to date".into(),
+            Some(OutcomeKind::Failed(why)) => format!("failed: {}", why.kind.name()),
+            Some(OutcomeKind::RolledBack(why)) => format!("rolled back: {}", why.kind.name()),
+        }
+    }
+
+    /// What the operator was told: the result, or the error.
+    pub fn answers(&self) -> Vec<String> {
+        let machine = self.machine();
+        let word = |(_, answer): &(Act, Answer)| {
+            let body = &answer.body;
+            let word = body.get("result").or(body.get("error")).and_then(Value::as_str);
+            word.unwrap_or_default().to_owned()
+        };
+        machine.answers.iter().map(word).collect()
     }
 }

@@ -25,6 +25,9 @@ const CHECKPOINT: usize = 3;
 /// Signs of life without any operation between them, after which a device is at rest: longer than
 /// a trial, a retry or a restart may take.
 const SILENCE: usize = 16;
+/// How a folder gets full again and again; shorter than the silence of a device at rest.
+const FULL_EVERY_S: u64 = 160;
+const FULL_FOR_S: u64 = 70;
 
 /// One life of the agent: whatever it leaves behind cannot touch the next.
 #[derive(Clone)]
@@ -127,7 +130,7 @@ impl StateStore for Life {
             source: std::io::Error::other("no room"),
         };
         let full = self.machine().scenario.fault == Fault::StateFolderFull;
-        if full && self.since_boot().as_secs() / 60 % 2 == 0 {
+        if full && self.since_boot().as_secs() % FULL_EVERY_S < FULL_FOR_S {
             return Err(failed());
         }
         let what = || {
