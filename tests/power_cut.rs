@@ -43,10 +43,10 @@ const STORIES: &[(&str, Story)] = &[
 
 /// Of the stories beside the plain update, the agent is killed at every so many operations only:
 /// a kill is a power cut that leaves more in place.
-const KILL_STRIDE: usize = 3;
+const KILL_STRIDE: usize = 4;
 /// Of the pairs of cuts, every so many firsts and every so many seconds are taken, but for the
 /// plain update on one boot script, where all are.
-const PAIR_STRIDE: usize = 7;
+const PAIR_STRIDE: usize = 8;
 /// Wrongs after which no more are looked for.
 const ENOUGH: usize = 20;
 /// More operations than any story has.

@@ -262,7 +262,7 @@ impl Machine {
         let is_one = |kinds: &[OutcomeKind]| match kinds {
             [_] => true,
             // Nobody can tell the bootloader to forget the slot, so it is met again and again.
-            [OutcomeKind::RolledBack(_), OutcomeKind::RolledBack(_)] if read_only => true,
+            [_, OutcomeKind::RolledBack(_)] if read_only => true,
             // The bootloader went back at last, or was told to once more, and did not.
             [first, OutcomeKind::RolledBack(_)] => is_stuck(first),
             [first, second] if is_stuck(second) => is_stuck(first) && sent_back,
