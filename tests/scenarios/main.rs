@@ -22,6 +22,8 @@ mod hub;
 mod images;
 mod interrupted;
 mod kill;
+mod operators;
+mod page;
 //mod secrets;
 
 #[path = "../support/world.rs"]

@@ -13,6 +13,8 @@ use tempfile::TempDir;
 pub mod images;
 #[path = "machine.rs"]
 pub mod machine;
+#[path = "network.rs"]
+pub mod network;
 #[path = "release.rs"]
 pub mod release;
 
@@ -47,7 +49,10 @@ struct Shared {
 fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let name = format!("scenarios-{}", std::env::current_exe().unwrap().display());
+        // A copy of the program in a network of its own has a folder of its own.
+        let inside = network::inside().unwrap_or_default();
+        let program = std::env::current_exe().unwrap();
+        let name = format!("scenarios-{}-{}", program.display(), inside.display());
         let name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = std::fs::remove_dir_all(&folder);
