@@ -3,8 +3,8 @@
 use hubsim::{EventKind, Hub, Reason};
 use serde_json::{Value, json};
 
-use crate::world::machine::LIMIT;
 use crate::world::images::Fault;
+use crate::world::machine::LIMIT;
 use crate::world::{DEVICE, World, phase};
 
 /// What every run must leave, whatever happened on the way.

@@ -180,7 +180,10 @@ impl Machine {
     pub fn boot(&mut self) -> io::Result<Boot> {
         assert!(self.daemon.is_none(), "the machine runs already");
         // First: what a bootloader call of the boot before still has to do is lost.
-        self.write_sysroot("proc/sys/kernel/random/boot_id", &format!("{:032x}\n", fastrand::u128(..)))?;
+        self.write_sysroot(
+            "proc/sys/kernel/random/boot_id",
+            &format!("{:032x}\n", fastrand::u128(..)),
+        )?;
         let variables = self.variables()?;
         let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
         let wanted = if wanted == "B" { 'B' } else { 'A' };
