@@ -161,6 +161,7 @@ fn undisturbed_updates_end_as_they_should() {
         (Fault::StateLost, 2, "succeeded".to_owned()),
         (Fault::StateReverts, 2, "succeeded".to_owned()),
         (Fault::StateFolderFull, 2, "succeeded".to_owned()),
+        (Fault::StateReadOnlyInNewSlot, 1, rolled_back(K::FellBack)),
     ] {
         for script in Script::ALL {
             let rig = device(script, fault, UPDATE, &[], true);
