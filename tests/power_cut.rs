@@ -1,5 +1,23 @@
 //! Cuts the power at every operation of an update, and again within the recovery, and checks what
 //! boots afterwards and whether the device tells the truth about it.
+//!
+//! The agent is the real one, with its loop and its jobs, on paused time; `support/rig` plays the
+//! device around it. Faults that were put into the product by hand, one at a time, and what noticed
+//! them:
+//!
+//! | fault | noticed here as | and by `machine.rs` |
+//! |---|---|---|
+//! | acting before saving | a run without an outcome, after a cut | no: the loop is not in it |
+//! | ignoring a slot that was found healthy | a run without an outcome, after a cut | yes |
+//! | accepting a failed read-back | a broken image about to be tried | yes |
+//! | confirming before the checks | an image confirmed that passed none | yes |
+//! | writing the running slot | a write to the running slot | yes |
+//! | not noticing a fall-back in the trial | a success saved while the old slot runs | yes |
+//! | assuming that the switch worked | a success saved while the old slot runs | yes |
+//! | going back without end | a device that never comes to rest | yes |
+//! | accepting a request while busy | a run without an outcome | yes |
+//! | writing a slot that was not retired | a write to a slot that may start | yes |
+//! | not marking the running slot good again at a start | another slot after some starts | yes |
 
 #![allow(
     clippy::unwrap_used,
