@@ -42,6 +42,8 @@ use When::{After, AtRest};
 
 /// What operators do with a device.
 type Story = &'static [(When, Act)];
+/// A cut of the power or a kill of the agent, at some operation.
+type Kind = fn(usize) -> Cut;
 
 const UPDATE: Story = &[(AtRest, Install(2))];
 const STORIES: &[(&str, Story)] = &[
@@ -118,7 +120,7 @@ impl Tally {
         &mut self,
         (script, fault, story): (Script, Fault, Story),
         before: &[Cut],
-        kind: fn(usize) -> Cut,
+        kind: Kind,
         (from, stride): (usize, usize),
     ) {
         for at in (from..END).step_by(stride) {
@@ -130,12 +132,7 @@ impl Tally {
         panic!("no end after {END} operations: {script:?}, {fault:?}, {story:?}, {before:?}");
     }
 
-    fn cut_all_pairs(
-        &mut self,
-        scene: (Script, Fault, Story),
-        kinds: [fn(usize) -> Cut; 2],
-        stride: usize,
-    ) {
+    fn cut_all_pairs(&mut self, scene: (Script, Fault, Story), kinds: [Kind; 2], stride: usize) {
         let (script, fault, story) = scene;
         for at in (0..END).step_by(stride) {
             let first = [kinds[0](at)];
@@ -280,7 +277,7 @@ fn any_cut_under_grubs_marks_leaves_a_device_that_works_and_tells_the_truth() {
 #[test]
 fn any_two_cuts_of_an_update_leave_a_device_that_works_and_tells_the_truth() {
     let mut tally = Tally::default();
-    let all: [[fn(usize) -> Cut; 2]; 4] = [
+    let all: [[Kind; 2]; 4] = [
         [Cut::Power, Cut::Power],
         [Cut::Power, Cut::Kill],
         [Cut::Kill, Cut::Power],
