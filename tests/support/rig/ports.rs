@@ -128,7 +128,8 @@ impl StateStore for Life {
             path: PathBuf::from("state.json"),
             source: std::io::Error::other("no room"),
         };
-        let (fault, running) = (self.machine().scenario.fault, self.machine().running);
+        let fault = self.machine().scenario.fault;
+        let running = self.machine().running;
         let full = self.since_boot().as_secs() % FULL_EVERY_S < LIMITS.trial_s - 15;
         if fault == Fault::StateFolderFull && full
             || fault == Fault::StateReadOnlyInNewSlot && running == Slot::B
