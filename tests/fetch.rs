@@ -320,6 +320,7 @@ async fn fails_for_the_right_reason() {
     let always = |fault: Fault| File { faults: vec![fault; 50].into(), ..good.clone() };
     let to = |url: &str| status(302, &[("Location", url)]);
     let http_url = format!("http://localhost:{}/fw?sig={SECRET}", rig.server.http_port);
+    let endless = u64::MAX.to_string();
     let small = vec![7; 3 * MIB];
     let cut_zstd = zstd(&image)[..MIB / 2].to_vec();
     let tail_gzip = [gzip(&image), b"garbage".to_vec()].concat();
@@ -403,6 +404,13 @@ async fn fails_for_the_right_reason() {
             always(status(429, &[("Retry-After", "9")])),
             FailureKind::Network,
             "429",
+        ),
+        (
+            "an absurd wait, some seconds in",
+            of_image.clone(),
+            good.clone().with([Fault::Stall(0), status(503, &[("Retry-After", &endless)])]),
+            FailureKind::Network,
+            &endless,
         ),
         (
             "cut without progress",
