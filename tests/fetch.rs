@@ -219,6 +219,12 @@ async fn installs_every_format_from_every_kind_of_good_server() {
         ("raw", image.clone()),
         ("gzip", gzip(&image)),
         ("gzip members", parts(&image, 300_000, gzip)),
+        // As a tape block, `dd conv=sync` or a file cut to whole sectors leaves it.
+        ("gzip with padding", [gzip(&image), vec![0; 10_243]].concat()),
+        (
+            "gzip members with padding",
+            [gzip(&image[..MIB]), vec![0; 7], gzip(&image[MIB..])].concat(),
+        ),
         ("xz", xz(&image)),
         ("xz streams with padding", [xz(&image[..MIB]), vec![0; 8], xz(&image[MIB..])].concat()),
         ("zstd", zstd(&image)),
