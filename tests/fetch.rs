@@ -612,7 +612,7 @@ async fn fails_for_the_right_reason() {
             "wide window",
             job(&url, &wide),
             File::new(wide.clone()),
-            FailureKind::InvalidRequest,
+            FailureKind::DecoderMemory,
             "fetch.decoder_memory_mib",
         ),
         (

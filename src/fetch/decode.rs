@@ -87,9 +87,9 @@ impl DecodeError {
                 ),
             ),
             DecodeError::Memory => Failure::new(
-                FailureKind::InvalidRequest,
+                FailureKind::DecoderMemory,
                 "decompressing the image needs more memory than fetch.decoder_memory_mib allows; \
-                 compress it with a smaller window or raise the setting",
+                 compress it with a smaller window (xz -8, zstd without --long) or raise the setting",
             ),
         }
     }
@@ -165,7 +165,7 @@ impl Decoder {
         output: &mut Vec<u8>,
     ) -> Result<Step, DecodeError> {
         if self.between_parts {
-            if matches!(self.codec, Codec::Xz(_)) {
+            if matches!(self.codec, Codec::Gzip(_) | Codec::Xz(_)) {
                 let zeros = input.iter().take_while(|byte| **byte == 0).count();
                 if zeros > 0 {
                     self.padding_bytes += u64::try_from(zeros).unwrap_or(u64::MAX);
