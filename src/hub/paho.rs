@@ -5,6 +5,7 @@
 //! options. Nothing is kept on disk: what must survive is the agent's saved state.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use paho_mqtt as mqtt;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::credential::Login;
-use super::diagnose::{Target, diagnose};
+use super::diagnose::{Cause, Target, diagnose};
 use super::transport::{ConnectError, ConnectionError, Message, Transport};
 use crate::config;
 
@@ -26,6 +27,9 @@ const WEBSOCKET_PATH: &str = "/$iothub/websocket";
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 /// What a SUBACK says of a filter that was not granted (MQTT 3.1.1 section 3.9.3).
 const NOT_GRANTED: i32 = 0x80;
+/// Failures of one kind in a row for which one diagnosis does: it costs the hub as much as a
+/// connection, and a hub in trouble has many devices to bear.
+const ONE_DIAGNOSIS: u32 = 10;
 
 /// MQTT by Paho, over TLS or over a WebSocket.
 ///
@@ -35,6 +39,18 @@ const NOT_GRANTED: i32 = 0x80;
 pub struct Paho {
     hub: config::Hub,
     live: Option<Live>,
+    trouble: Option<Trouble>,
+}
+
+/// Why connections fail, as far as it was asked.
+#[derive(Debug)]
+struct Trouble {
+    /// What Paho said, and of which host.
+    of: (String, String),
+    /// What was found then; nothing if the trouble lies behind TLS.
+    cause: Option<Arc<Cause>>,
+    /// Failures in a row that this explains.
+    failures: u32,
 }
 
 /// One connection, or what is left of it.
@@ -70,7 +86,7 @@ impl Paho {
     /// Connects by these settings.
     #[must_use]
     pub fn new(hub: &config::Hub) -> Self {
-        Paho { hub: hub.clone(), live: None }
+        Paho { hub: hub.clone(), live: None, trouble: None }
     }
 
     fn target(&self, login: &Login) -> Target {
@@ -147,15 +163,28 @@ impl Paho {
     }
 
     /// Why a connection did not come about.
-    async fn explain(error: mqtt::Error, target: &Target) -> ConnectError {
+    async fn explain(&mut self, error: mqtt::Error, target: &Target) -> ConnectError {
+        let before = self.trouble.take();
         if let mqtt::Error::ConnectReturn(code) = error {
             // `repr(u8)` with the numbers of MQTT 3.1.1.
             return ConnectError::Refused { code: return_code(code) };
         }
-        match diagnose(target).await {
-            Err(cause) => ConnectError::Unreachable(cause),
-            Ok(()) if matches!(error, mqtt::Error::Timeout) => ConnectError::Silent,
-            Ok(()) => ConnectError::Closed,
+        let is_silent = matches!(error, mqtt::Error::Timeout);
+        let of = (error.to_string(), target.host.clone());
+        let known = before.filter(|known| {
+            // That the hub closed without a word counts as a refusal; it must be true each time.
+            let may_stand = known.cause.is_some() || is_silent;
+            known.of == of && known.failures < ONE_DIAGNOSIS && may_stand
+        });
+        let (cause, earlier) = match known {
+            Some(known) => (known.cause, known.failures),
+            None => (diagnose(target).await.err().map(Arc::new), 0),
+        };
+        self.trouble = Some(Trouble { of, cause: cause.clone(), failures: earlier + 1 });
+        match cause {
+            Some(cause) => ConnectError::Unreachable(cause),
+            None if is_silent => ConnectError::Silent,
+            None => ConnectError::Closed,
         }
     }
 
@@ -198,7 +227,7 @@ impl Transport for Paho {
         let options = self.options(login, &target).map_err(setup)?;
         let client = match self.client(login, &target).await {
             Ok(client) => client,
-            Err(error @ mqtt::Error::Timeout) => return Err(Self::explain(error, &target).await),
+            Err(error @ mqtt::Error::Timeout) => return Err(self.explain(error, &target).await),
             Err(error) => return Err(setup(error)),
         };
         let (sender, incoming) = mpsc::unbounded_channel();
@@ -214,7 +243,10 @@ impl Transport for Paho {
         // Paho keeps the limit itself; this is for what it does not count, name resolution.
         let limit = target.limit.saturating_add(GOODBYE_LIMIT);
         let error = match timeout(limit, connecting).await {
-            Ok(Ok(_)) => return Ok(()),
+            Ok(Ok(_)) => {
+                self.trouble = None;
+                return Ok(());
+            }
             Ok(Err(error)) => {
                 live.over.cancel();
                 error
@@ -225,7 +257,7 @@ impl Transport for Paho {
             }
         };
         debug!(%error, "connect failed");
-        Err(Self::explain(error, &target).await)
+        Err(self.explain(error, &target).await)
     }
 
     async fn subscribe(&mut self, filters: &[&str]) -> Result<(), ConnectionError> {
