@@ -14,6 +14,7 @@
 #[path = "support/hub_script.rs"]
 mod hub_script;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hub_script::{BOOT_UNIX_MS, HOUR, MINUTE, Plan, Rig, Seen, TIMING, object, ok, twin};
@@ -489,6 +490,38 @@ async fn a_stable_connection_forgives_what_was_before() {
     let cut = Instant::now();
     rig.connect().await;
     assert!(cut.elapsed() <= TIMING.retry_min, "{:?}", cut.elapsed());
+}
+
+/// Everything of the level `info` and above, as the journal would have it.
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_looks_does_not_fill_the_journal() {
+    let journal = Journal::default();
+    let writer = journal.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut rig = Rig::new();
+    rig.online(json!({}), json!({})).await;
+    for method in ["getFirmwareStatus", "getFirmwareStatus", "reboot"] {
+        rig.call(method, "r", &Value::Null);
+        rig.request().await.reply.send(ok()).unwrap();
+        rig.method_answer().await;
+    }
+    let journal = String::from_utf8(journal.0.lock().unwrap().clone()).unwrap();
+    assert!(journal.contains("method answered") && journal.contains("reboot"), "{journal}");
+    assert!(!journal.contains("getFirmwareStatus"), "{journal}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ pub const INSECURE_URI: &str = "Insecure package URI";
 
 const UPDATE: &str = "firmwareUpdate";
 const CANCEL: &str = "cancelFirmwareUpdate";
-const STATUS: &str = "getFirmwareStatus";
+pub(super) const STATUS: &str = "getFirmwareStatus";
 const CONFIRM: &str = "confirmFirmware";
 const ROLL_BACK: &str = "rollbackFirmware";
 const REBOOT: &str = "reboot";
