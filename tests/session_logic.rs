@@ -25,6 +25,9 @@ use twinboot::hub::session::Timing;
 use twinboot::hub::topic::METHODS;
 use twinboot::request::{Answer, Command};
 
+/// Longest first delay after a good connection.
+const RETURN_SPREAD: Duration = Duration::from_secs(20);
+
 fn desired(document: Value, version: u64, patch: Option<Value>) -> Desired {
     Desired { document: object(document), version, patch: patch.map(object) }
 }
@@ -485,11 +488,70 @@ async fn a_stable_connection_forgives_what_was_before() {
         rig.connect().await;
     }
     rig.online(json!({}), json!({})).await;
-    tokio::time::sleep(2 * MINUTE).await;
-    rig.cut();
-    let cut = Instant::now();
-    rig.connect().await;
-    assert!(cut.elapsed() <= TIMING.retry_min, "{:?}", cut.elapsed());
+    // Nothing is left of the long delays, also where the connection then breaks at once.
+    for stable in [true, false] {
+        tokio::time::sleep(if stable { 2 * MINUTE } else { Duration::ZERO }).await;
+        rig.cut();
+        let cut = Instant::now();
+        rig.connect_and_subscribe().await;
+        rig.read_request().await;
+        let longest = if stable { RETURN_SPREAD } else { TIMING.retry_min };
+        assert!(cut.elapsed() <= longest, "{:?}", cut.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_loses_a_hub_does_not_come_back_in_one_second() {
+    let mut rig = Rig::new();
+    let mut delays = Vec::new();
+    for _ in 0..100 {
+        rig.online(json!({}), json!({})).await;
+        tokio::time::sleep(2 * MINUTE).await;
+        rig.cut();
+        let cut = Instant::now();
+        rig.connect_and_subscribe().await;
+        rig.read_request().await;
+        delays.push(cut.elapsed());
+        rig.cut();
+    }
+    assert!(delays.iter().all(|delay| *delay <= RETURN_SPREAD), "{delays:?}");
+    let within = |second: u64| delays.iter().filter(|delay| delay.as_secs() == second).count();
+    assert!((0..20).all(|second| within(second) < 25), "{delays:?}");
+}
+
+/// CONNECTs until the trial is over, each refused.
+async fn connects_in_a_trial(rig: &mut Rig, limit: Duration) -> (usize, Duration) {
+    let ends = Instant::now() + limit;
+    rig.trial(limit);
+    let (mut connects, mut last) = (0, Instant::now());
+    while tokio::time::timeout_at(ends, rig.connect()).await.is_ok() {
+        (connects, last) = (connects + 1, Instant::now());
+    }
+    (connects, ends - last)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_is_not_lost_between_two_tries() {
+    let refusals: [(&str, fn() -> Plan); 3] = [
+        ("refused", || Plan::Refuse(5)),
+        ("closed", || Plan::Close),
+        ("unavailable", || Plan::Refuse(3)),
+    ];
+    for (name, plan) in refusals {
+        // The device waits already when the trial begins.
+        let mut rig = Rig::new();
+        rig.always(plan);
+        for _ in 0..2 {
+            rig.connect().await;
+        }
+        let (connects, before_the_end) = connects_in_a_trial(&mut rig, 10 * MINUTE).await;
+        assert!((5..40).contains(&connects), "{name}: {connects} in ten minutes");
+        assert!(before_the_end <= Duration::from_secs(15), "{name}: {before_the_end:?}");
+        // Afterwards it is slow again.
+        rig.always(|| Plan::Refuse(5));
+        rig.connect().await;
+        rig.assert_silence(TIMING.refused_retry.mul_f64(0.49)).await;
+    }
 }
 
 /// Everything of the level `info` and above, as the journal would have it.

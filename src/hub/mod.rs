@@ -11,12 +11,14 @@ pub mod diagnose;
 pub mod mirror;
 pub mod paho;
 pub mod payload;
+pub mod reduction;
 pub mod session;
 pub mod topic;
 pub mod transport;
 pub mod twin;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
@@ -56,6 +58,9 @@ pub struct Report {
     pub generation: u64,
     /// Whole content of our top-level members. A member that is null is deleted from the twin.
     pub document: Map<String, Value>,
+    /// Time since boot at which a trial is lost that waits for this session; the session tries
+    /// more often until then.
+    pub trial_ends: Option<Duration>,
 }
 
 /// How the session is.

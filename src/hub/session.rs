@@ -32,6 +32,13 @@ const REFUSING_CLOSES: u32 = 2;
 const RENEW_DUE_PERCENT: u32 = 80;
 /// Part of a token's life after which it is renewed in any case, in percent.
 const RENEW_LATEST_PERCENT: u32 = 95;
+/// After a good connection a device comes back within this time, drawn evenly: a hub that restarts
+/// must not have its whole fleet back in one second.
+const RETURN_SPREAD: Duration = Duration::from_secs(20);
+/// While a trial waits for the hub, no delay is longer than this part of what is left of it...
+const TRIAL_PART: u32 = 4;
+/// ...as long as that is more than this.
+const TRIAL_PACE: Duration = Duration::from_secs(5);
 /// How long a stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How often the clock is looked at while it is waited for.
@@ -141,12 +148,14 @@ impl<T: Transport> Session<T> {
                     (why, self.slow_delay())
                 }
                 Attempt::Closed(why) | Attempt::Failed(why) => (why, record.backoff.delay()),
+                Attempt::Lost { why, online } if online >= STABLE => (why, self.return_delay()),
                 Attempt::Lost { why, .. } => (record.suspect(why), record.backoff.delay()),
             };
-            let next_try_s = delay.as_secs().saturating_add(1);
+            let hurry = 0.5 + fastrand::f64() / 2.0;
+            let next_try_s = self.in_time(delay, hurry).as_secs().saturating_add(1);
             warn!(why, next_try_s, "no hub session");
             self.tell_offline(format!("offline: {why}; next try within {next_try_s} s"));
-            self.pause(delay).await;
+            self.pause(delay, hurry).await;
         }
     }
 
@@ -261,12 +270,34 @@ impl<T: Transport> Session<T> {
         self.timing.refused_retry.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
+    /// The delay after a good connection.
+    fn return_delay(&self) -> Duration {
+        let spread = RETURN_SPREAD.max(self.timing.retry_min).min(self.timing.retry_max);
+        spread.mul_f64(fastrand::f64())
+    }
+
+    /// `delay`, or less while a trial waits for the hub: it must not be lost between two tries.
+    /// `hurry`, from a half to one, keeps devices apart that restarted together.
+    fn in_time(&self, delay: Duration, hurry: f64) -> Duration {
+        let ends = self.link.report.borrow().trial_ends;
+        let left = ends.unwrap_or_default().saturating_sub(self.clock.since_boot());
+        if left.is_zero() {
+            return delay;
+        }
+        delay.min((left / TRIAL_PART).max(TRIAL_PACE).mul_f64(hurry))
+    }
+
     /// Waits. A clock that is set meanwhile ends the wait: it may have been the reason.
-    async fn pause(&self, delay: Duration) {
-        let until = Instant::now() + delay;
+    async fn pause(&self, delay: Duration, hurry: f64) {
+        let began = Instant::now();
         let offset = self.clock_offset_ms();
-        while Instant::now() < until {
-            sleep(CLOCK_INTERVAL.min(until - Instant::now())).await;
+        loop {
+            // Each time anew: a trial may begin, or run out of time.
+            let left = self.in_time(delay, hurry).saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            sleep(CLOCK_INTERVAL.min(left)).await;
             let moved = match (offset, self.clock_offset_ms()) {
                 (Some(before), Some(after)) => before.abs_diff(after),
                 _ => 0,

@@ -323,9 +323,18 @@ impl Rig {
         token
     }
 
+    /// Tells of a trial that waits for the hub, with so much time left.
+    pub fn trial(&self, left: Duration) {
+        let trial_ends = Some(self.clock.since_boot() + left);
+        self.report.send_modify(|report| {
+            *report = Arc::new(Report { trial_ends, ..Report::clone(report) });
+        });
+    }
+
     /// Shows a report.
     pub fn report(&self, generation: u64, document: Value) {
-        self.report.send_replace(Arc::new(Report { generation, document: object(document) }));
+        let document = object(document);
+        self.report.send_replace(Arc::new(Report { generation, document, ..Report::default() }));
     }
 
     /// Waits until the hub has acknowledged a report.
