@@ -554,6 +554,25 @@ async fn a_trial_is_not_lost_between_two_tries() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_credential_of_systemd_changes_with_a_restart_and_people_are_told() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let key = "HostName=contoso.azure-devices.net;DeviceId=pump-01;SharedAccessKey=a2V5";
+    let file = folder.path().join("hub-credential");
+    std::fs::write(&file, key).unwrap();
+    let mut rig = Rig::with_credentials_of_systemd(folder.path());
+    rig.plan([Plan::Refuse(5)]);
+    let status = rig.status_with("the systemd credential hub-credential holds").await;
+    assert!(status.text.contains("run systemctl restart twinbootd"), "{}", status.text);
+    // Where systemd keeps its copy is of no use to anybody.
+    assert!(!status.text.contains(&folder.path().display().to_string()), "{}", status.text);
+
+    std::fs::write(&file, "HostName=h;DeviceId=d;SharedAccessKey=*").unwrap();
+    let mut rig = Rig::with_credentials_of_systemd(folder.path());
+    let status = rig.status_with("SharedAccessKey: must be base64").await;
+    assert!(status.text.contains("run systemctl restart twinbootd"), "{}", status.text);
+}
+
 /// Everything of the level `info` and above, as the journal would have it.
 #[derive(Clone, Default)]
 struct Journal(Arc<Mutex<Vec<u8>>>);

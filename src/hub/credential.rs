@@ -81,7 +81,8 @@ impl CredentialError {
     }
 }
 
-/// Where the credential is read from, anew for every connection.
+/// Where the credential is read from, anew for every connection. systemd makes its copy of a
+/// credential when the service starts, so that one changes with a restart only.
 #[derive(Clone, Debug)]
 pub struct Source {
     file: PathBuf,
@@ -111,10 +112,25 @@ impl Source {
         }
     }
 
-    /// The file that is read, to name it to people.
+    /// Where the credential is, for people.
     #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
+    pub fn place(&self) -> String {
+        if self.guarded {
+            format!("the systemd credential {SYSTEMD_CREDENTIAL}")
+        } else {
+            self.file.display().to_string()
+        }
+    }
+
+    /// What to do after a change, as the end of a sentence; empty if nothing.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        if self.guarded {
+            "; systemd reads its credentials only when the service starts, so after a change run \
+             systemctl restart twinbootd"
+        } else {
+            ""
+        }
     }
 
     /// Reads and checks the credential. Blocks for the time of reading two small files.
@@ -654,13 +670,16 @@ mod tests {
     fn the_credential_of_systemd_goes_first() {
         let folder = tempfile::tempdir().unwrap();
         let hub = config::Hub::default();
-        assert_eq!(Source::new(&hub, Some(folder.path())).file(), hub.credential_file);
+        let source = Source::new(&hub, Some(folder.path()));
+        assert_eq!(source.place(), hub.credential_file.display().to_string());
+        assert_eq!(source.advice(), "");
         let file = folder.path().join(SYSTEMD_CREDENTIAL);
         fs::write(&file, format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}")).unwrap();
         // systemd guards the folder and may give the group a bit by an ACL.
         fs::set_permissions(&file, Permissions::from_mode(0o440)).unwrap();
         let source = Source::new(&hub, Some(folder.path()));
-        assert_eq!(source.file(), file);
+        assert_eq!(source.place(), "the systemd credential hub-credential");
+        assert!(source.advice().contains("systemctl restart twinbootd"));
         assert_eq!(source.load().unwrap().identity.to_string(), "d");
     }
 

@@ -78,7 +78,8 @@ impl From<&config::Hub> for Timing {
 pub struct Session<T> {
     /// How MQTT travels.
     pub transport: T,
-    /// Who the device is; read anew for every connection.
+    /// Who the device is; read anew for every connection. A systemd credential is a copy that
+    /// systemd made when the service started.
     pub source: Source,
     /// The agent.
     pub link: HubLink,
@@ -165,10 +166,13 @@ impl<T: Transport> Session<T> {
         let began = Instant::now();
         let (credential, login) = match self.log_in(now) {
             Ok(ready) => ready,
-            Err(error @ CredentialError::Expired { .. }) => {
-                return Attempt::Refused(chain(&error).to_string());
+            Err(error) => {
+                let why = format!("{}{}", chain(&error), self.source.advice());
+                return match error {
+                    CredentialError::Expired { .. } => Attempt::Refused(why),
+                    _ => Attempt::Failed(why),
+                };
             }
-            Err(error) => return Attempt::Failed(chain(&error).to_string()),
         };
         let identity = &credential.identity;
         let peer = format!("{} as {identity}", identity.hub);
@@ -255,10 +259,11 @@ impl<T: Transport> Session<T> {
         if error.is_refusal() || matches!(error, ConnectError::Closed) {
             format!(
                 "{text}: check that {} exists in {} and is enabled, that {} holds its \
-                 credential, and that the clock is right ({now})",
+                 credential, and that the clock is right ({now}){}",
                 credential.identity,
                 credential.identity.hub,
-                self.source.file().display()
+                self.source.place(),
+                self.source.advice()
             )
         } else {
             text

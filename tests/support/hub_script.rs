@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -181,6 +182,15 @@ impl Rig {
     }
 
     pub fn with(timing: Timing) -> Self {
+        Self::build(timing, None)
+    }
+
+    /// With a credential of systemd in this folder.
+    pub fn with_credentials_of_systemd(folder: &Path) -> Self {
+        Self::build(TIMING, Some(folder))
+    }
+
+    fn build(timing: Timing, credentials_directory: Option<&Path>) -> Self {
         let mut credential = NamedTempFile::new().unwrap();
         let key = "HostName=contoso.azure-devices.net;DeviceId=pump-01;SharedAccessKey=a2V5";
         credential.write_all(key.as_bytes()).unwrap();
@@ -200,7 +210,7 @@ impl Rig {
         let cancel = CancellationToken::new();
         let session = Session {
             transport: Script { wire: Arc::clone(&wire), seen: seen_sender, incoming: None },
-            source: Source::new(&hub, None),
+            source: Source::new(&hub, credentials_directory),
             link: HubLink {
                 requests: requests_sender,
                 desired: desired_sender,
