@@ -485,7 +485,7 @@ impl Default for Custom {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// Ask for a hub session with an acknowledged report.
+    /// Ask for a hub session with an answered report.
     pub hub: bool,
     /// systemd units that must be active.
     pub units: Vec<String>,

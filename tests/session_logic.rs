@@ -18,11 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hub_script::{BOOT_UNIX_MS, HOUR, MINUTE, Plan, Rig, Seen, TIMING, object, ok, twin};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use twinboot::hub::Desired;
 use twinboot::hub::session::Timing;
 use twinboot::hub::topic::METHODS;
+use twinboot::hub::twin::merge;
 use twinboot::request::{Answer, Command};
 
 /// Longest first delay after a good connection.
@@ -251,6 +252,99 @@ async fn a_refused_report_is_told_and_not_repeated() {
     rig.answer(204, &id, &Value::Null);
     rig.acknowledged(3).await;
     assert!(!rig.status.borrow().text.contains("refuses"));
+}
+
+/// Answers the next patches: 400 as long as the twin would hold more than `room` bytes. Returns
+/// what it holds after the first that fits.
+async fn fill(rig: &mut Rig, mut held: Map<String, Value>, room: usize) -> (usize, Value) {
+    for refused in 0.. {
+        let (id, patch) = rig.patch_request().await;
+        let mut after = held.clone();
+        merge(&mut after, &object(patch));
+        if Value::Object(after.clone()).to_string().len() <= room {
+            held = after;
+            rig.answer(204, &id, &Value::Null);
+            return (refused, Value::Object(held));
+        }
+        rig.answer(400, &id, &json!({"errorCode": 400_009, "message": "the twin is too large"}));
+    }
+    unreachable!()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_has_no_room_goes_without_the_less_important() {
+    let report = |phase: &str| {
+        json!({
+            "iothubDM": {"firmwareUpdate": {"status": "waiting"}},
+            "firmware": {"currentFwVersion": "1"},
+            "firmwareStatus": "standBy", "logTime": null,
+            "twinboot": {
+                "bootedSlot": "A", "update": {"phase": phase}, "lastUpdate": {"result": "failed"},
+                "confirmed": true, "slots": {"A": {"state": "good", "digest": "sha256:00"}},
+                "notices": ["one", "two"],
+            },
+        })
+    };
+    let theirs = json!({"theirs": "x".repeat(500)});
+    let room = |ours: Value| {
+        let mut all = object(theirs.clone());
+        all.extend(object(ours));
+        Value::Object(all).to_string().len()
+    };
+    let mut rig = Rig::with(Timing { token_lifetime: 24 * HOUR, ..TIMING });
+    rig.online(json!({}), theirs.clone()).await;
+    rig.report(1, report("idle"));
+    let slots = json!({"A": {"state": "good"}});
+    let own = json!({"bootedSlot": "A", "update": {"phase": "idle"},
+                     "lastUpdate": {"result": "failed"}, "confirmed": true, "slots": slots});
+    let fits = json!({"twinboot": own, "iothubDM": {"firmwareUpdate": {"status": "waiting"}}});
+    let began = Instant::now();
+    let (refused, held) = fill(&mut rig, object(theirs.clone()), room(fits.clone())).await;
+    assert_eq!(refused, 4, "notices, digests, firmwareStatus and firmware had to go");
+    assert_eq!(began.elapsed(), Duration::ZERO, "no time is lost on the way");
+    assert_eq!((&held["twinboot"], &held["iothubDM"]), (&fits["twinboot"], &fits["iothubDM"]));
+    rig.acknowledged(1).await;
+    let status = rig.status_with("it goes without: notices").await;
+    assert!(status.text.contains("(400: the twin is too large)"), "{}", status.text);
+
+    // From here on small at once, and smaller still if it must be: what is told no more is deleted.
+    rig.report(2, report("downloading"));
+    let (refused, held) = fill(&mut rig, object(held), room(json!({})) + 130).await;
+    assert_eq!(refused, 2);
+    let own = json!({"bootedSlot": "A", "update": {"phase": "downloading"},
+                     "lastUpdate": {"result": "failed"}});
+    assert_eq!(held, json!({"theirs": theirs["theirs"], "twinboot": own}));
+    rig.acknowledged(2).await;
+    assert_eq!(rig.status.borrow().answered, 2);
+
+    // After an hour, and in every new connection, the whole of it is tried again.
+    let (id, patch) = rig.patch_request().await;
+    assert_eq!(began.elapsed(), HOUR);
+    assert_eq!(patch["firmware"], json!({"currentFwVersion": "1"}));
+    rig.answer(204, &id, &Value::Null);
+    rig.status.wait_for(|status| !status.text.contains("goes without")).await.unwrap();
+    rig.assert_silence(2 * HOUR).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_report_has_been_answered() {
+    let mut rig = Rig::new();
+    rig.online(json!({}), json!({})).await;
+    rig.report(1, json!({"ours": "bad"}));
+    for status in [429, 400] {
+        let (id, _) = rig.patch_request().await;
+        assert_eq!(rig.status.borrow().answered, u64::from(status == 400));
+        rig.answer(status, &id, &Value::Null);
+        rig.status_with(&format!("({status})")).await;
+        let shown = rig.status.borrow().clone();
+        assert_eq!((shown.online, shown.acknowledged, shown.answered), (true, 0, 1));
+    }
+    // A newer report with the same content is answered by the same refusal.
+    rig.report(7, json!({"ours": "bad"}));
+    rig.status.wait_for(|status| status.answered == 7).await.unwrap();
+    rig.cut();
+    rig.status_with("offline").await;
+    assert_eq!(rig.status.borrow().answered, 0, "a new connection has to show it anew");
 }
 
 #[tokio::test(start_paused = true)]

@@ -68,9 +68,13 @@ pub struct Report {
 pub struct SessionStatus {
     /// Whether twin and methods work now.
     pub online: bool,
-    /// Generation of the newest report that the hub has acknowledged whole in this session;
-    /// 0 while there is none. A new connection starts again with 0.
+    /// Generation of the newest report that the hub has acknowledged in this session, whole or as
+    /// much of it as the twin has room for; 0 while there is none. A new connection starts again
+    /// with 0.
     pub acknowledged: u64,
+    /// Generation of the newest report that the hub has answered in this session, be it with a
+    /// refusal: twin and reports went there and back. Otherwise as `acknowledged`.
+    pub answered: u64,
     /// One sentence for people: what the session does, or why it is not online and what to do.
     pub text: String,
 }

@@ -321,7 +321,7 @@ impl<T: Transport> Session<T> {
     }
 
     fn tell_offline(&self, text: String) {
-        let status = SessionStatus { online: false, acknowledged: 0, text };
+        let status = SessionStatus { text, ..SessionStatus::default() };
         self.link.status.send_if_modified(|shown| {
             let changed = *shown != status;
             *shown = status;
