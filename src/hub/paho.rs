@@ -5,12 +5,14 @@
 //! options. Nothing is kept on disk: what must survive is the agent's saved state.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use paho_mqtt as mqtt;
 use secrecy::ExposeSecret;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +62,8 @@ struct Live {
     /// session itself may wait. The session empties it at once.
     incoming: mpsc::UnboundedReceiver<mqtt::Message>,
     last_sent: Option<mqtt::DeliveryToken>,
+    /// While the connection is under way. Holds the client, too.
+    connecting: Option<mqtt::ConnectToken>,
     /// Cancelled when the connection is over: Paho holds nothing but memory then.
     over: CancellationToken,
 }
@@ -191,9 +195,22 @@ impl Paho {
     /// Frees the client of a connection that may still be under way, so that it does not come up
     /// after all. On a thread that may block, as in [`Paho::client`].
     async fn give_up(&mut self) {
-        let Some(live) = self.live.take() else { return };
-        let freed = timeout(GOODBYE_LIMIT, spawn_blocking(move || drop(live))).await;
-        if !matches!(freed, Ok(Ok(()))) {
+        let Some(mut live) = self.live.take() else { return };
+        // Not tokio's: this may take as long as the connection, and the end of the process does
+        // not wait for it.
+        let (tell, freed) = oneshot::channel();
+        std::thread::spawn(move || {
+            // Paho ends a connect with its lock held and lets go of the client there. If it were
+            // the last to do so, it would free the client, wait for its own lock, and stop for good.
+            if let Some(connecting) = live.connecting.take() {
+                let _ = connecting.wait();
+                // Takes the lock, so what held it is over.
+                let _ = live.client.is_connected();
+            }
+            drop(live);
+            let _ = tell.send(());
+        });
+        if !matches!(timeout(GOODBYE_LIMIT, freed).await, Ok(Ok(()))) {
             debug!("a connection is still being freed");
         }
     }
@@ -238,11 +255,20 @@ impl Transport for Paho {
         let over = CancellationToken::new();
         let lost = over.clone();
         client.set_connection_lost_callback(move |_| lost.cancel());
-        let connecting = client.connect(options);
-        let live = self.live.insert(Live { client, incoming, last_sent: None, over });
+        let connecting = Some(client.connect(options));
+        let live = self.live.insert(Live { client, incoming, last_sent: None, connecting, over });
         // Paho keeps the limit itself; this is for what it does not count, name resolution.
         let limit = target.limit.saturating_add(GOODBYE_LIMIT);
-        let error = match timeout(limit, connecting).await {
+        // Polled in its place: it must be there for whoever gives up.
+        let connected = std::future::poll_fn(|cx| match &mut live.connecting {
+            Some(connecting) => Pin::new(connecting).poll(cx),
+            None => Poll::Pending,
+        });
+        let result = timeout(limit, connected).await;
+        if result.is_ok() {
+            live.connecting = None;
+        }
+        let error = match result {
             Ok(Ok(_)) => {
                 self.trouble = None;
                 return Ok(());

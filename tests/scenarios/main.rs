@@ -15,7 +15,7 @@
 )]
 
 mod answers;
-//mod command;
+mod command;
 mod contracts;
 mod desired;
 mod hub;
@@ -24,7 +24,8 @@ mod interrupted;
 mod kill;
 mod operators;
 mod page;
-//mod secrets;
+mod secrets;
+mod state;
 
 #[path = "../support/world.rs"]
 mod world;
