@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::payload::{self, Rules};
 use crate::request::{Answer, Request};
@@ -94,10 +94,15 @@ impl Calls {
     }
 }
 
-/// Notes how a call ended. Never what was in it.
+/// Notes how a call ended. Never what was in it. A program may ask for the status twice a second,
+/// and a journal on a small device is for what happened.
 fn told(method: &str, answer: Answer) -> Answer {
     let method = method.get(..64).unwrap_or(method);
-    info!(?method, status = answer.status, "method answered");
+    if method == payload::STATUS && answer.status == 200 {
+        debug!(?method, status = answer.status, "method answered");
+    } else {
+        info!(?method, status = answer.status, "method answered");
+    }
     answer
 }
 

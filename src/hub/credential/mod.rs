@@ -110,6 +110,12 @@ impl Source {
         &self.file
     }
 
+    /// Whether it is a systemd credential. systemd copies it once, when the service starts.
+    #[must_use]
+    pub fn is_of_systemd(&self) -> bool {
+        self.guarded
+    }
+
     /// Reads and checks the credential. Blocks for the time of reading two small files.
     ///
     /// # Errors
@@ -402,6 +408,7 @@ mod tests {
         fs::set_permissions(&file, Permissions::from_mode(0o440)).unwrap();
         let source = Source::new(&hub, Some(folder.path()));
         assert_eq!(source.file(), file);
+        assert!(source.is_of_systemd());
         assert_eq!(source.load().unwrap().identity.to_string(), "d");
     }
 

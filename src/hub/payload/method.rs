@@ -9,7 +9,8 @@ use crate::update::{JobError, Origin};
 
 const UPDATE: &str = "firmwareUpdate";
 const CANCEL: &str = "cancelFirmwareUpdate";
-const STATUS: &str = "getFirmwareStatus";
+/// The method that asks and changes nothing.
+pub const STATUS: &str = "getFirmwareStatus";
 const CONFIRM: &str = "confirmFirmware";
 const ROLL_BACK: &str = "rollbackFirmware";
 const REBOOT: &str = "reboot";

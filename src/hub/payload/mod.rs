@@ -6,7 +6,7 @@ mod job;
 mod method;
 
 pub use desired::{desired, fingerprint};
-pub use method::{METHODS, command};
+pub use method::{METHODS, STATUS, command};
 
 /// Which images may be asked for from the cloud.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
