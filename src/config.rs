@@ -193,7 +193,7 @@ pub struct Hub {
     pub retry_min_s: Seconds<1, 300>,
     /// Longest delay.
     pub retry_max_s: Seconds<1, 3600>,
-    /// Delay after the hub refused the credential.
+    /// Longest delay after the hub refused the credential; the first three are shorter.
     pub refused_retry_s: Seconds<1, 86_400>,
 }
 

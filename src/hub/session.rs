@@ -28,6 +28,8 @@ const STABLE: Duration = Duration::from_secs(60);
 const SUSPICIOUS_LOSSES: u32 = 3;
 /// Connections in a row that the hub closed without a CONNACK, after which that is a refusal.
 const REFUSING_CLOSES: u32 = 2;
+/// Refusals in a row after which the wait is as long as it ever is.
+const FULL_REFUSALS: u32 = 4;
 /// Part of a token's life after which it is renewed in a quiet moment, in percent.
 const RENEW_DUE_PERCENT: u32 = 80;
 /// Part of a token's life after which it is renewed in any case, in percent.
@@ -55,7 +57,7 @@ pub struct Timing {
     pub retry_min: Duration,
     /// Longest delay.
     pub retry_max: Duration,
-    /// Delay after a refused credential.
+    /// Longest delay after a refused credential.
     pub refused_retry: Duration,
     /// How long the hub may take to answer.
     pub reply_limit: Duration,
@@ -112,6 +114,7 @@ struct Record {
     backoff: Backoff,
     early_losses: u32,
     closes: u32,
+    refusals: u32,
 }
 
 impl<T: Transport> Session<T> {
@@ -137,16 +140,16 @@ impl<T: Transport> Session<T> {
 
     async fn keep_up(&mut self, calls: &mut Calls) {
         let backoff = Backoff::new(self.timing.retry_min, self.timing.retry_max);
-        let mut record = Record { backoff, early_losses: 0, closes: 0 };
+        let mut record = Record { backoff, early_losses: 0, closes: 0, refusals: 0 };
         loop {
             let attempt = self.attempt(calls).await;
             record.note(&attempt);
             let (why, delay) = match attempt {
                 Attempt::Renew => continue,
                 Attempt::AgentGone => return,
-                Attempt::Refused(why) => (why, self.slow_delay()),
+                Attempt::Refused(why) => (why, self.slow_delay(record.refused())),
                 Attempt::Closed(why) if record.closes >= REFUSING_CLOSES => {
-                    (why, self.slow_delay())
+                    (why, self.slow_delay(record.refused()))
                 }
                 Attempt::Closed(why) | Attempt::Failed(why) => (why, record.backoff.delay()),
                 Attempt::Lost { why, online } if online >= STABLE => (why, self.return_delay()),
@@ -270,9 +273,12 @@ impl<T: Transport> Session<T> {
         }
     }
 
-    /// Between half and the whole of the time for refusals: slow, and not all devices at once.
-    fn slow_delay(&self) -> Duration {
-        self.timing.refused_retry.mul_f64(0.5 + fastrand::f64() / 2.0)
+    /// Between half and the whole of the time for refusals: slow, and not all devices at once. The
+    /// first refusals in a row may be the hub's own trouble, and a trial may wait for the session:
+    /// after them an eighth, a quarter, half of it.
+    fn slow_delay(&self, refusals: u32) -> Duration {
+        let longest = self.timing.refused_retry / (1 << FULL_REFUSALS.saturating_sub(refusals));
+        longest.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     /// The delay after a good connection.
@@ -344,6 +350,15 @@ impl Record {
             }
             _ => {}
         }
+        if matches!(attempt, Attempt::Lost { .. } | Attempt::Renew) {
+            self.refusals = 0;
+        }
+    }
+
+    /// Counts one more refusal in a row.
+    fn refused(&mut self) -> u32 {
+        self.refusals = self.refusals.saturating_add(1);
+        self.refusals
     }
 
     /// Adds what many early losses mean.
