@@ -47,8 +47,8 @@ pub struct Paho {
 /// Why connections fail, as far as it was asked.
 #[derive(Debug)]
 struct Trouble {
-    /// What Paho said, and of which host.
-    of: (String, String),
+    /// The host, and whether it was silent. What Paho says beside is by chance.
+    of: (String, bool),
     /// What was found then; nothing if the trouble lies behind TLS.
     cause: Option<Arc<Cause>>,
     /// Failures in a row that this explains.
@@ -174,7 +174,7 @@ impl Paho {
             return ConnectError::Refused { code: return_code(code) };
         }
         let is_silent = matches!(error, mqtt::Error::Timeout);
-        let of = (error.to_string(), target.host.clone());
+        let of = (target.host.clone(), is_silent);
         let known = before.filter(|known| {
             // That the hub closed without a word counts as a refusal; it must be true each time.
             let may_stand = known.cause.is_some() || is_silent;
