@@ -193,7 +193,7 @@ pub struct Hub {
     pub retry_min_s: Seconds<1, 300>,
     /// Longest delay.
     pub retry_max_s: Seconds<1, 3600>,
-    /// Delay after the hub refused the credential.
+    /// Longest delay after the hub refused the credential; the first three are shorter.
     pub refused_retry_s: Seconds<1, 86_400>,
 }
 
@@ -308,12 +308,14 @@ pub struct Fetch {
     pub retry_min_s: Seconds<1, 300>,
     /// Longest delay.
     pub retry_max_s: Seconds<1, 3600>,
-    /// Time without progress after which the download is given up.
+    /// Time without progress after which the download is given up. Counts while the device itself
+    /// has no network, too.
     pub retry_budget_s: Seconds<0, 604_800>,
     /// Bandwidth limit in bytes a second; none if not set.
     pub rate_limit_bytes_per_s: Option<Whole<1024, 1_000_000_000>>,
-    /// Memory a decompressor may ask for, in MiB.
-    pub decoder_memory_mib: Whole<1, 1024>,
+    /// Memory a decompressor may ask for, in MiB. The rest of the service's `MemoryMax=` is for
+    /// everything else in it.
+    pub decoder_memory_mib: Whole<1, 192>,
 }
 
 impl Default for Fetch {
@@ -329,7 +331,7 @@ impl Default for Fetch {
             stall_limit_s: Seconds::of(60),
             retry_min_s: Seconds::of(1),
             retry_max_s: Seconds::of(60),
-            retry_budget_s: Seconds::of(3600),
+            retry_budget_s: Seconds::of(86_400),
             rate_limit_bytes_per_s: None,
             decoder_memory_mib: Whole::of(64),
         }
@@ -499,7 +501,7 @@ impl Default for Custom {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Health {
-    /// Ask for a hub session with an acknowledged report.
+    /// Ask for a hub session with an answered report.
     pub hub: bool,
     /// systemd units that must be active.
     pub units: Vec<String>,

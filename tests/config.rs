@@ -119,6 +119,18 @@ fn ranges_in_the_manual_are_those_of_the_program() {
     assert!(checked > 20);
 }
 
+/// A decompressor that takes all it may must not have the kernel end the service.
+#[test]
+fn the_service_has_room_for_every_decompressor_that_may_be_set() {
+    let unit = include_str!("../systemd/twinbootd.service");
+    let limit = unit.lines().find_map(|line| line.strip_prefix("MemoryMax=")).unwrap();
+    let limit_mib: u64 = limit.strip_suffix('M').unwrap().parse().unwrap();
+    let text = |mib: u64| format!("[fetch]\ndecoder_memory_mib = {mib}\n");
+    let most = (1..=limit_mib).rev().find(|mib| Config::parse(&text(*mib)).is_ok()).unwrap();
+    assert!(most + 64 <= limit_mib, "{most} of {limit_mib} MiB");
+    assert!(Config::parse(&text(4 * limit_mib)).is_err());
+}
+
 #[test]
 fn refuses_what_it_cannot_use_and_says_why() {
     for (text, complaints) in [

@@ -237,6 +237,12 @@ async fn installs_every_format_from_every_kind_of_good_server() {
         ("raw", image.clone()),
         ("gzip", gzip(&image)),
         ("gzip members", parts(&image, 300_000, gzip)),
+        // As a tape block, `dd conv=sync` or a file cut to whole sectors leaves it.
+        ("gzip with padding", [gzip(&image), vec![0; 10_243]].concat()),
+        (
+            "gzip members with padding",
+            [gzip(&image[..MIB]), vec![0; 7], gzip(&image[MIB..])].concat(),
+        ),
         ("xz", xz(&image)),
         ("xz streams with padding", [xz(&image[..MIB]), vec![0; 8], xz(&image[MIB..])].concat()),
         ("zstd", zstd(&image)),
@@ -338,6 +344,7 @@ async fn fails_for_the_right_reason() {
     let always = |fault: Fault| File { faults: vec![fault; 50].into(), ..good.clone() };
     let to = |url: &str| status(302, &[("Location", url)]);
     let http_url = format!("http://localhost:{}/fw?sig={SECRET}", rig.server.http_port);
+    let endless = u64::MAX.to_string();
     let small = vec![7; 3 * MIB];
     let cut_zstd = zstd(&image)[..MIB / 2].to_vec();
     let tail_gzip = [gzip(&image), b"garbage".to_vec()].concat();
@@ -421,6 +428,13 @@ async fn fails_for_the_right_reason() {
             always(status(429, &[("Retry-After", "9")])),
             FailureKind::Network,
             "429",
+        ),
+        (
+            "an absurd wait, some seconds in",
+            of_image.clone(),
+            good.clone().with([Fault::Stall(0), status(503, &[("Retry-After", &endless)])]),
+            FailureKind::Network,
+            &endless,
         ),
         (
             "cut without progress",
@@ -616,7 +630,7 @@ async fn fails_for_the_right_reason() {
             "wide window",
             job(&url, &wide),
             File::new(wide.clone()),
-            FailureKind::InvalidRequest,
+            FailureKind::DecoderMemory,
             "fetch.decoder_memory_mib",
         ),
         (

@@ -11,6 +11,7 @@
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+use twinboot::hub::reduction;
 use twinboot::update::{
     BootId, Checkpoint, Content, Contracts, Device, Digest, Failure, FailureKind, HashState, Job,
     MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, Origin, Outcome, OutcomeKind, Progress, Run, RunId,
@@ -893,5 +894,30 @@ fn objects(value: &Value, path: String, found: &mut Vec<String>) {
             objects(member, format!("{path}/{key}"), found);
         }
         found.push(path);
+    }
+}
+
+/// The names that a reduction leaves out are those of the report.
+#[test]
+fn every_step_of_a_reduction_leaves_something_out_and_the_update_stays() {
+    let mut saved = success();
+    saved.slots.b = Content::Good { version: None, digest: Some(Digest::new([7; 32])) };
+    let device = Device { notices: vec!["look here".to_owned()], ..updated_device() };
+    let whole = show(&saved, &device);
+    assert_eq!(reduction::reduced(&whole, 0), whole);
+    for steps in 1..=reduction::ALL {
+        let (before, after) =
+            (reduction::reduced(&whole, steps - 1), reduction::reduced(&whole, steps));
+        assert_ne!(before, after, "{}", reduction::left_out(steps));
+    }
+    let least = reduction::reduced(&whole, reduction::ALL);
+    for (key, value) in &least {
+        assert!(whole.contains_key(key) && (key == "twinboot" || value.is_null()), "{key}");
+    }
+    let own = least["twinboot"].as_object().unwrap();
+    let keys: Vec<&str> = own.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["bootedSlot", "lastUpdate", "update"]);
+    for key in keys {
+        assert_eq!(own[key], whole["twinboot"][key]);
     }
 }

@@ -16,6 +16,9 @@
 mod hub_device;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hub_device::{DEVICE, LIMIT, Setup, TIMING, is_end, reported, write_certificate, write_secret};
@@ -27,7 +30,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use twinboot::config;
 use twinboot::hub::credential::Source;
+use twinboot::hub::paho::Paho;
 use twinboot::hub::session::Timing;
+use twinboot::hub::transport::{ConnectError, Transport as _};
 use twinboot::request::Command;
 use twinboot::update::WallTime;
 
@@ -304,6 +309,32 @@ async fn tells_people_why_there_is_no_session() {
     device.status_with("MQTT code 3 (unavailable)").await;
     hub.faults(DEVICE).refuse_connections(None).unwrap();
     assert_works(&hub, DEVICE, &mut device).await;
+}
+
+/// A hub in trouble is not asked twice by every device at every try.
+#[tokio::test]
+async fn one_diagnosis_does_for_many_failures() {
+    let hub = hub().await;
+    let broken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new(&hub, DEVICE);
+    setup.hub.host = Some("127.0.0.1".to_owned());
+    setup.hub.port = NonZeroU16::new(broken.local_addr().unwrap().port());
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&accepted);
+    tokio::spawn(async move {
+        while broken.accept().await.is_ok() {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let credential = Source::new(&setup.hub, None).load().unwrap();
+    let now = WallTime::from_unix_ms(1_900_000_000_000);
+    let login = credential.login(now, Duration::from_secs(60)).unwrap();
+    let mut paho = Paho::new(&setup.hub);
+    for attempt in 1..=5 {
+        let error = paho.connect(&login).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Unreachable(_)), "{attempt}: {error:?}");
+    }
+    assert_eq!(accepted.load(Ordering::SeqCst), 5 + 1);
 }
 
 #[tokio::test]

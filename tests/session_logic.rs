@@ -14,15 +14,20 @@
 #[path = "support/hub_script.rs"]
 mod hub_script;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hub_script::{BOOT_UNIX_MS, HOUR, MINUTE, Plan, Rig, Seen, TIMING, object, ok, twin};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use twinboot::hub::Desired;
 use twinboot::hub::session::Timing;
 use twinboot::hub::topic::METHODS;
+use twinboot::hub::twin::merge;
 use twinboot::request::{Answer, Command};
+
+/// Longest first delay after a good connection.
+const RETURN_SPREAD: Duration = Duration::from_secs(20);
 
 fn desired(document: Value, version: u64, patch: Option<Value>) -> Desired {
     Desired { document: object(document), version, patch: patch.map(object) }
@@ -253,6 +258,99 @@ async fn a_refused_report_is_told_and_not_repeated() {
     assert!(!rig.status.borrow().text.contains("refuses"));
 }
 
+/// Answers the next patches: 400 as long as the twin would hold more than `room` bytes. Returns
+/// what it holds after the first that fits.
+async fn fill(rig: &mut Rig, mut held: Map<String, Value>, room: usize) -> (usize, Value) {
+    for refused in 0.. {
+        let (id, patch) = rig.patch_request().await;
+        let mut after = held.clone();
+        merge(&mut after, &object(patch));
+        if Value::Object(after.clone()).to_string().len() <= room {
+            held = after;
+            rig.answer(204, &id, &Value::Null);
+            return (refused, Value::Object(held));
+        }
+        rig.answer(400, &id, &json!({"errorCode": 400_009, "message": "the twin is too large"}));
+    }
+    unreachable!()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_has_no_room_goes_without_the_less_important() {
+    let report = |phase: &str| {
+        json!({
+            "iothubDM": {"firmwareUpdate": {"status": "waiting"}},
+            "firmware": {"currentFwVersion": "1"},
+            "firmwareStatus": "standBy", "logTime": null,
+            "twinboot": {
+                "bootedSlot": "A", "update": {"phase": phase}, "lastUpdate": {"result": "failed"},
+                "confirmed": true, "slots": {"A": {"state": "good", "digest": "sha256:00"}},
+                "notices": ["one", "two"],
+            },
+        })
+    };
+    let theirs = json!({"theirs": "x".repeat(500)});
+    let room = |ours: Value| {
+        let mut all = object(theirs.clone());
+        all.extend(object(ours));
+        Value::Object(all).to_string().len()
+    };
+    let mut rig = Rig::with(Timing { token_lifetime: 24 * HOUR, ..TIMING });
+    rig.online(json!({}), theirs.clone()).await;
+    rig.report(1, report("idle"));
+    let slots = json!({"A": {"state": "good"}});
+    let own = json!({"bootedSlot": "A", "update": {"phase": "idle"},
+                     "lastUpdate": {"result": "failed"}, "confirmed": true, "slots": slots});
+    let fits = json!({"twinboot": own, "iothubDM": {"firmwareUpdate": {"status": "waiting"}}});
+    let began = Instant::now();
+    let (refused, held) = fill(&mut rig, object(theirs.clone()), room(fits.clone())).await;
+    assert_eq!(refused, 4, "notices, digests, firmwareStatus and firmware had to go");
+    assert_eq!(began.elapsed(), Duration::ZERO, "no time is lost on the way");
+    assert_eq!((&held["twinboot"], &held["iothubDM"]), (&fits["twinboot"], &fits["iothubDM"]));
+    rig.acknowledged(1).await;
+    let status = rig.status_with("it goes without: notices").await;
+    assert!(status.text.contains("(400: the twin is too large)"), "{}", status.text);
+
+    // From here on small at once, and smaller still if it must be: what is told no more is deleted.
+    rig.report(2, report("downloading"));
+    let (refused, held) = fill(&mut rig, object(held), room(json!({})) + 130).await;
+    assert_eq!(refused, 2);
+    let own = json!({"bootedSlot": "A", "update": {"phase": "downloading"},
+                     "lastUpdate": {"result": "failed"}});
+    assert_eq!(held, json!({"theirs": theirs["theirs"], "twinboot": own}));
+    rig.acknowledged(2).await;
+    assert_eq!(rig.status.borrow().answered, 2);
+
+    // After an hour, and in every new connection, the whole of it is tried again.
+    let (id, patch) = rig.patch_request().await;
+    assert_eq!(began.elapsed(), HOUR);
+    assert_eq!(patch["firmware"], json!({"currentFwVersion": "1"}));
+    rig.answer(204, &id, &Value::Null);
+    rig.status.wait_for(|status| !status.text.contains("goes without")).await.unwrap();
+    rig.assert_silence(2 * HOUR).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_report_has_been_answered() {
+    let mut rig = Rig::new();
+    rig.online(json!({}), json!({})).await;
+    rig.report(1, json!({"ours": "bad"}));
+    for status in [429, 400] {
+        let (id, _) = rig.patch_request().await;
+        assert_eq!(rig.status.borrow().answered, u64::from(status == 400));
+        rig.answer(status, &id, &Value::Null);
+        rig.status_with(&format!("({status})")).await;
+        let shown = rig.status.borrow().clone();
+        assert_eq!((shown.online, shown.acknowledged, shown.answered), (true, 0, 1));
+    }
+    // A newer report with the same content is answered by the same refusal.
+    rig.report(7, json!({"ours": "bad"}));
+    rig.status.wait_for(|status| status.answered == 7).await.unwrap();
+    rig.cut();
+    rig.status_with("offline").await;
+    assert_eq!(rig.status.borrow().answered, 0, "a new connection has to show it anew");
+}
+
 #[tokio::test(start_paused = true)]
 async fn refused_reports_that_keep_changing_make_no_storm() {
     let mut rig = Rig::new();
@@ -398,6 +496,19 @@ async fn a_refused_credential_makes_no_storm_and_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_refusal_is_tried_again_soon_enough_for_a_trial() {
+    let mut rig = Rig::new();
+    rig.plan((0..5).map(|_| Plan::Refuse(5)));
+    rig.connect().await;
+    for part in [8, 4, 2, 1, 1] {
+        let refused = Instant::now();
+        rig.connect().await;
+        let longest = TIMING.refused_retry / part;
+        assert!((longest / 2..=longest).contains(&refused.elapsed()), "{:?}", refused.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hub_that_closes_twice_without_a_word_refuses() {
     let mut rig = Rig::new();
     rig.always(|| Plan::Close);
@@ -406,23 +517,27 @@ async fn a_hub_that_closes_twice_without_a_word_refuses() {
     rig.connect().await;
     assert!(began.elapsed() <= 2 * TIMING.retry_min, "the first may be an accident");
     rig.connect().await;
-    assert!(began.elapsed() >= TIMING.refused_retry / 2);
+    assert!(began.elapsed() >= TIMING.refused_retry / 16);
     rig.status_with("closed the connection without an answer: check that pump-01 exists").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_is_set_ends_the_wait_after_a_refusal() {
     let mut rig = Rig::new();
-    rig.plan([Plan::Refuse(5)]);
-    rig.connect().await;
+    let booted = Instant::now();
+    rig.plan((0..4).map(|_| Plan::Refuse(5)));
+    for _ in 0..4 {
+        rig.connect().await;
+    }
     rig.assert_silence(MINUTE).await;
     rig.clock.set(Some(BOOT_UNIX_MS + 86_400_000));
     let set = Instant::now();
     let token = rig.online(json!({}), json!({})).await;
     assert!(set.elapsed() <= Duration::from_secs(2));
-    let expiry_s = BOOT_UNIX_MS / 1000 + 86_400 + 3600;
+    let since_boot_s = i64::try_from(booted.elapsed().as_secs()).unwrap();
+    let expiry_s = BOOT_UNIX_MS / 1000 + 86_400 + since_boot_s + 3600;
     let (_, expiry) = token.split_once("&se=").unwrap();
-    assert!((expiry_s + 55..=expiry_s + 70).contains(&expiry.parse().unwrap()), "{expiry}");
+    assert!((expiry_s - 3..=expiry_s).contains(&expiry.parse().unwrap()), "{expiry}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,11 +603,118 @@ async fn a_stable_connection_forgives_what_was_before() {
         rig.connect().await;
     }
     rig.online(json!({}), json!({})).await;
-    tokio::time::sleep(2 * MINUTE).await;
-    rig.cut();
-    let cut = Instant::now();
-    rig.connect().await;
-    assert!(cut.elapsed() <= TIMING.retry_min, "{:?}", cut.elapsed());
+    // Nothing is left of the long delays, also where the connection then breaks at once.
+    for stable in [true, false] {
+        tokio::time::sleep(if stable { 2 * MINUTE } else { Duration::ZERO }).await;
+        rig.cut();
+        let cut = Instant::now();
+        rig.connect_and_subscribe().await;
+        rig.read_request().await;
+        let longest = if stable { RETURN_SPREAD } else { TIMING.retry_min };
+        assert!(cut.elapsed() <= longest, "{:?}", cut.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_loses_a_hub_does_not_come_back_in_one_second() {
+    let mut rig = Rig::new();
+    let mut delays = Vec::new();
+    for _ in 0..100 {
+        rig.online(json!({}), json!({})).await;
+        tokio::time::sleep(2 * MINUTE).await;
+        rig.cut();
+        let cut = Instant::now();
+        rig.connect_and_subscribe().await;
+        rig.read_request().await;
+        delays.push(cut.elapsed());
+        rig.cut();
+    }
+    assert!(delays.iter().all(|delay| *delay <= RETURN_SPREAD), "{delays:?}");
+    let within = |second: u64| delays.iter().filter(|delay| delay.as_secs() == second).count();
+    assert!((0..20).all(|second| within(second) < 25), "{delays:?}");
+}
+
+/// CONNECTs until the trial is over, each refused.
+async fn connects_in_a_trial(rig: &mut Rig, limit: Duration) -> (usize, Duration) {
+    let ends = Instant::now() + limit;
+    rig.trial(limit);
+    let (mut connects, mut last) = (0, Instant::now());
+    while tokio::time::timeout_at(ends, rig.connect()).await.is_ok() {
+        (connects, last) = (connects + 1, Instant::now());
+    }
+    (connects, ends - last)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_is_not_lost_between_two_tries() {
+    let refusals: [fn() -> Plan; 3] = [|| Plan::Refuse(5), || Plan::Close, || Plan::Refuse(3)];
+    for plan in refusals {
+        let name = format!("{:?}", plan());
+        // The device waits already when the trial begins.
+        let mut rig = Rig::new();
+        rig.always(plan);
+        for _ in 0..2 {
+            rig.connect().await;
+        }
+        let (connects, before_the_end) = connects_in_a_trial(&mut rig, 10 * MINUTE).await;
+        assert!((5..40).contains(&connects), "{name}: {connects} in ten minutes");
+        assert!(before_the_end <= Duration::from_secs(15), "{name}: {before_the_end:?}");
+        // Afterwards it is slow again.
+        rig.always(|| Plan::Refuse(5));
+        let connects = connects_within(&mut rig, HOUR).await;
+        assert!(connects <= 16, "{name}: {connects} in an hour");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_of_systemd_changes_with_a_restart_and_people_are_told() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let key = "HostName=contoso.azure-devices.net;DeviceId=pump-01;SharedAccessKey=a2V5";
+    let file = folder.path().join("hub-credential");
+    std::fs::write(&file, key).unwrap();
+    let mut rig = Rig::with_credentials_of_systemd(folder.path());
+    rig.plan([Plan::Refuse(5)]);
+    let status = rig.status_with("the systemd credential hub-credential holds").await;
+    assert!(status.text.contains("run systemctl restart twinbootd"), "{}", status.text);
+    // Where systemd keeps its copy is of no use to anybody.
+    assert!(!status.text.contains(&folder.path().display().to_string()), "{}", status.text);
+
+    std::fs::write(&file, "HostName=h;DeviceId=d;SharedAccessKey=*").unwrap();
+    let mut rig = Rig::with_credentials_of_systemd(folder.path());
+    let status = rig.status_with("SharedAccessKey: must be base64").await;
+    assert!(status.text.contains("run systemctl restart twinbootd"), "{}", status.text);
+}
+
+/// Everything of the level `info` and above, as the journal would have it.
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_looks_does_not_fill_the_journal() {
+    let journal = Journal::default();
+    let writer = journal.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut rig = Rig::new();
+    rig.online(json!({}), json!({})).await;
+    for method in ["getFirmwareStatus", "getFirmwareStatus", "reboot"] {
+        rig.call(method, "r", &Value::Null);
+        rig.request().await.reply.send(ok()).unwrap();
+        rig.method_answer().await;
+    }
+    let journal = String::from_utf8(journal.0.lock().unwrap().clone()).unwrap();
+    assert!(journal.contains("method answered") && journal.contains("reboot"), "{journal}");
+    assert!(!journal.contains("getFirmwareStatus"), "{journal}");
 }
 
 #[tokio::test(start_paused = true)]

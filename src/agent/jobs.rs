@@ -145,8 +145,8 @@ pub struct Watch {
     pub deadline_s: Option<u64>,
     /// Time between two rounds.
     pub interval: Duration,
-    /// The hub must have acknowledged this report in a live session; `None` if the hub is not
-    /// asked for.
+    /// The hub must have answered this report in a live session, be it with a refusal, which is no
+    /// fault of the image; `None` if the hub is not asked for.
     pub generation: Option<u64>,
     /// The session.
     pub session: watch::Receiver<SessionStatus>,
@@ -200,10 +200,10 @@ pub fn watch(health: &Arc<dyn HealthChecks>, clock: &Arc<dyn Clock>, orders: Wat
 fn hub_is_well(orders: &Watch) -> Result<(), String> {
     let Some(generation) = orders.generation else { return Ok(()) };
     let session = orders.session.borrow();
-    if session.online && session.acknowledged >= generation {
+    if session.online && session.answered >= generation {
         Ok(())
     } else {
-        Err(format!("no hub session with an acknowledged report: {}", session.text))
+        Err(format!("no hub session with an answered report: {}", session.text))
     }
 }
 

@@ -50,7 +50,7 @@ const ALIVE: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// What bounds an update.
     pub limits: Limits,
-    /// Whether a new slot must have a hub session with an acknowledged report.
+    /// Whether a new slot must have a hub session with an answered report.
     pub hub_must_be_well: bool,
     /// Time between two rounds of health checks.
     pub health_interval: Duration,

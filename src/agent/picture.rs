@@ -1,6 +1,7 @@
 //! What the agent shows: in the twin, to who asks, and in systemd's status line.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use super::troubles::Trouble;
 use super::{Agent, sentence};
 use crate::hub::Report;
 use crate::request::Answer;
-use crate::update::{Device, Phase, Progress, own_section, report};
+use crate::update::{Device, Phase, Progress, State, own_section, report};
 
 /// Progress intervals after which small progress is worth a report too.
 const LONG_WHILE: u32 = 12;
@@ -57,15 +58,26 @@ impl Agent {
             self.device.started = self.clock.wall();
         }
         let document = report(&self.saved, &progress, &self.device());
+        let trial_ends = self.trial_ends();
         self.inputs.report.send_if_modified(|report| {
             if report.document == document && report.generation > 0 {
                 return false;
             }
             let generation = report.generation.saturating_add(1);
-            *report = Arc::new(Report { generation, document });
+            *report = Arc::new(Report { generation, document, trial_ends });
             true
         });
         self.supervisor.status(&self.sentence());
+    }
+
+    /// Since boot; only while the trial waits for the hub.
+    fn trial_ends(&self) -> Option<Duration> {
+        match &self.saved.state {
+            State::Trial { began_s, healthy: false, .. } if self.settings.hub_must_be_well => {
+                Some(Duration::from_secs(began_s.saturating_add(self.settings.limits.trial_s)))
+            }
+            _ => None,
+        }
     }
 
     /// Mere progress is thinned: it is worth a report after a while and a step, and after a longer

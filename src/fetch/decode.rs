@@ -87,9 +87,9 @@ impl DecodeError {
                 ),
             ),
             DecodeError::Memory => Failure::new(
-                FailureKind::InvalidRequest,
+                FailureKind::DecoderMemory,
                 "decompressing the image needs more memory than fetch.decoder_memory_mib allows; \
-                 compress it with a smaller window or raise the setting",
+                 compress it with a smaller window (xz -8, zstd without --long) or raise the setting",
             ),
         }
     }
@@ -108,7 +108,8 @@ pub(super) struct Decoder {
     memory_bytes: u64,
     /// No byte of the next part was read yet.
     between_parts: bool,
-    /// Zero bytes since the last part; xz allows them in groups of four.
+    /// Zero bytes since the last part. xz allows them in groups of four (The .xz File Format,
+    /// section 2.2), gzip(1) ignores any number of them.
     padding_bytes: u64,
 }
 
@@ -143,7 +144,14 @@ impl Decoder {
 
     /// Whether a new decoder could take over here.
     pub(super) fn is_between_parts(&self) -> bool {
-        self.between_parts && self.padding_bytes.is_multiple_of(4)
+        self.between_parts && self.is_padding_whole()
+    }
+
+    fn is_padding_whole(&self) -> bool {
+        match self.codec {
+            Codec::Gzip(_) => true,
+            Codec::Xz(_) | Codec::Zstd(_) => self.padding_bytes.is_multiple_of(4),
+        }
     }
 
     /// Decompresses some of `input` into the spare capacity of `output`. Call again with the rest
@@ -157,7 +165,7 @@ impl Decoder {
         output: &mut Vec<u8>,
     ) -> Result<Step, DecodeError> {
         if self.between_parts {
-            if matches!(self.codec, Codec::Xz(_)) {
+            if matches!(self.codec, Codec::Gzip(_) | Codec::Xz(_)) {
                 let zeros = input.iter().take_while(|byte| **byte == 0).count();
                 if zeros > 0 {
                     self.padding_bytes += u64::try_from(zeros).unwrap_or(u64::MAX);
@@ -167,7 +175,7 @@ impl Decoder {
             if input.is_empty() {
                 return Ok(Step { consumed: 0 });
             }
-            if !self.padding_bytes.is_multiple_of(4) {
+            if !self.is_padding_whole() {
                 return Err(corrupt("bytes that belong to nothing"));
             }
             self.padding_bytes = 0;
@@ -358,6 +366,25 @@ mod tests {
         assert_eq!(Format::of(&[0x5E, 0x2A, 0x4D, 0x18, 0, 0, 0, 0]), Format::Zstd);
         for raw in [&[][..], &[0; 4096], b"\x1F", b"\x1F\x8B", b"MBR?", b"PK\x03\x04"] {
             assert_eq!(Format::of(raw), Format::Raw);
+        }
+    }
+
+    #[test]
+    fn padding_belongs_to_no_part() {
+        let part = |format| compress(format, b"image");
+        for (format, zeros, sound) in [
+            (Format::Gzip, 1, true),
+            (Format::Gzip, 512, true),
+            (Format::Xz, 4, true),
+            (Format::Xz, 3, false),
+        ] {
+            let padded = [part(format), vec![0; zeros]].concat();
+            let (image, _, ended) = decode(&padded, 3, 64).unwrap();
+            assert_eq!((&image[..], ended), (&b"image"[..], sound), "{format:?} {zeros}");
+            let more = [padded, part(format)].concat();
+            let whole =
+                decode(&more, 3, 64).map(|(image, _, ended)| ended && image == b"imageimage");
+            assert_eq!(whole.unwrap_or(false), sound, "{format:?} {zeros}");
         }
     }
 

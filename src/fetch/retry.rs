@@ -32,13 +32,20 @@ impl Patience {
         self.last_progress.elapsed()
     }
 
-    /// The delay before the next try, at least `asked`; `None` if that is beyond the budget.
+    /// The delay before the next try; `None` if that is beyond the budget. The server's `asked`
+    /// counts whatever it is: the whole of it is waited, and up to half of it more.
     pub(super) fn next_delay(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let ceiling = self.min.saturating_mul(2_u32.saturating_pow(self.failures)).min(self.max);
         self.failures = self.failures.saturating_add(1);
-        // Full jitter spreads a fleet that lost the same server at the same moment.
-        let delay = ceiling.mul_f64(fastrand::f64()).max(asked.unwrap_or_default());
-        (self.waited() + delay <= self.budget).then_some(delay)
+        let left = self.budget.checked_sub(self.waited())?;
+        let asked = asked.unwrap_or_default();
+        if asked > left {
+            return None;
+        }
+        // Full jitter spreads a fleet that lost the same server at the same moment, also one that
+        // was told to come back at the same moment. `asked` is no longer than the budget here.
+        let delay = asked + ceiling.max(asked / 2).mul_f64(fastrand::f64());
+        if asked.is_zero() { (delay <= left).then_some(delay) } else { Some(delay.min(left)) }
     }
 }
 
@@ -91,8 +98,34 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn obeys_the_server_within_the_budget() {
         let mut patience = Patience::new(SECOND, SECOND, SECOND * 60);
-        assert_eq!(patience.next_delay(Some(SECOND * 30)), Some(SECOND * 30));
+        let delay = patience.next_delay(Some(SECOND * 30)).unwrap();
+        assert!((SECOND * 30..=SECOND * 45).contains(&delay), "{delay:?}");
         assert_eq!(patience.next_delay(Some(SECOND * 61)), None);
+        let delay = patience.next_delay(Some(SECOND * 60));
+        assert_eq!(delay, Some(SECOND * 60), "the spread does not use up the budget");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bears_whatever_a_server_asks_for() {
+        let mut patience = Patience::new(SECOND, SECOND, SECOND * 60);
+        tokio::time::advance(SECOND * 2).await;
+        assert_eq!(patience.next_delay(Some(Duration::from_secs(u64::MAX))), None);
+        assert_eq!(patience.next_delay(Some(Duration::MAX)), None);
+        let mut endless = Patience::new(SECOND, SECOND, SECOND * 604_800);
+        tokio::time::advance(SECOND * 604_801).await;
+        assert_eq!(endless.next_delay(None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fleet_that_is_told_one_moment_does_not_come_back_in_one() {
+        let delays: Vec<Duration> = (0..100)
+            .map(|_| Patience::new(SECOND, SECOND, SECOND * 600).next_delay(Some(SECOND * 60)))
+            .map(Option::unwrap)
+            .collect();
+        assert!(delays.iter().all(|delay| *delay >= SECOND * 60), "never earlier than asked");
+        let late = delays.iter().filter(|delay| **delay > SECOND * 70).count();
+        let early = delays.iter().filter(|delay| **delay < SECOND * 80).count();
+        assert!(late > 10 && early > 10, "{delays:?}");
     }
 
     #[tokio::test(start_paused = true)]

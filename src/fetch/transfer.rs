@@ -300,14 +300,16 @@ impl<'a> Transfer<'a> {
             | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
                 failed(FailureKind::AccessDenied, "renew the access that the URL carries")
             }
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Broken::Again {
-                problem: format!("the server answers {status}"),
-                after: retry_after(headers),
-            },
-            status if status.is_server_error() => Broken::Again {
-                problem: format!("the server answers {status}"),
-                after: retry_after(headers),
-            },
+            status
+                if status.is_server_error()
+                    || status == StatusCode::REQUEST_TIMEOUT
+                    || status == StatusCode::TOO_MANY_REQUESTS =>
+            {
+                let after = retry_after(headers);
+                let asked = after.map(|after| format!(", and asks to wait {} s", after.as_secs()));
+                let problem = format!("the server answers {status}{}", asked.unwrap_or_default());
+                Broken::Again { problem, after }
+            }
             _ => failed(FailureKind::BadServer, "check what is behind this URL"),
         }
     }

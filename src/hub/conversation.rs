@@ -213,7 +213,12 @@ impl<T: Transport> Conversation<'_, T> {
         } else if !online {
             text.push_str("; reading the twin");
         }
-        let status = SessionStatus { online, acknowledged: self.mirror.acknowledged(), text };
+        let status = SessionStatus {
+            online,
+            acknowledged: self.mirror.acknowledged(),
+            answered: self.mirror.answered_generation(),
+            text,
+        };
         self.link.status.send_if_modified(|shown| {
             let changed = *shown != status;
             *shown = status;

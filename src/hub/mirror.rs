@@ -2,7 +2,8 @@
 //!
 //! Decides without doing: times come in, topics and bodies go out. The rules are the flow that
 //! Microsoft recommends after every connect: read the twin, take desired patches by their
-//! version, read again when one is missing, report what differs.
+//! version, read again when one is missing, report what differs. A report that the hub refuses for
+//! what it holds is made smaller, step by step.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Desired, Report, topic, twin};
+use super::{Desired, Report, reduction, topic, twin};
 use crate::backoff::Backoff;
 
 /// Requests in a row without an answer after which the connection counts as dead.
@@ -20,6 +21,8 @@ const MAX_UNANSWERED: u8 = 2;
 const MAX_WAITING: usize = 64;
 /// How much of the hub's explanation of a refusal is shown.
 const MAX_EXPLANATION_CHARS: usize = 300;
+/// How long a smaller report does before the whole one is tried again in the same connection.
+const WHOLE_AGAIN: Duration = Duration::from_secs(3600);
 
 /// A message to send.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,8 +54,21 @@ pub struct Mirror {
     hold_until: Option<Instant>,
     /// The patch that the hub refused, which would be refused again.
     refused: Option<Map<String, Value>>,
+    /// How much of the report is left out, because the hub refused more.
+    reduced: Option<Reduced>,
     acknowledged: u64,
+    answered: u64,
     trouble: Option<String>,
+}
+
+/// See [`reduction`].
+#[derive(Debug)]
+struct Reduced {
+    steps: usize,
+    /// Until the whole report is tried again.
+    until: Instant,
+    /// For people.
+    told: String,
 }
 
 #[derive(Debug)]
@@ -65,7 +81,12 @@ struct InFlight {
 #[derive(Debug)]
 enum TwinRequest {
     Read,
-    Patch { patch: Map<String, Value>, generation: u64 },
+    Patch {
+        patch: Map<String, Value>,
+        generation: u64,
+        /// Steps of reduction that would send something else, if there are any.
+        smaller: Option<usize>,
+    },
 }
 
 impl Mirror {
@@ -87,7 +108,9 @@ impl Mirror {
             unanswered: 0,
             hold_until: None,
             refused: None,
+            reduced: None,
             acknowledged: 0,
+            answered: 0,
             trouble: None,
         }
     }
@@ -110,16 +133,22 @@ impl Mirror {
         self.unanswered >= MAX_UNANSWERED
     }
 
-    /// Generation of the newest report that the hub holds whole; 0 if none.
+    /// Generation of the newest report that the hub holds, as far as it takes it; 0 if none.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged
     }
 
+    /// Generation of the newest report that the hub has answered in any way; 0 if none.
+    #[must_use]
+    pub fn answered_generation(&self) -> u64 {
+        self.answered
+    }
+
     /// What does not go well, for people.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+        self.trouble.as_deref().or(self.reduced.as_ref().map(|reduced| reduced.told.as_str()))
     }
 
     /// When [`Mirror::next`] must be asked again even if nothing happens.
@@ -127,7 +156,7 @@ impl Mirror {
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.in_flight {
             Some(in_flight) => Some(in_flight.deadline),
-            None => self.hold_until,
+            None => self.hold_until.or(self.reduced.as_ref().map(|reduced| reduced.until)),
         }
     }
 
@@ -143,13 +172,14 @@ impl Mirror {
             return None;
         }
         self.hold_until = None;
+        self.reduced.take_if(|reduced| reduced.until <= now);
         let request_id = self.last_id.saturating_add(1).to_string();
         let (request, topic, payload) = if self.stale {
             (TwinRequest::Read, topic::read_twin(&request_id), Vec::new())
         } else {
-            let patch = self.patch(report)?;
+            let (patch, smaller) = self.patch(report)?;
             let payload = Value::Object(patch.clone()).to_string().into_bytes();
-            let request = TwinRequest::Patch { patch, generation: report.generation };
+            let request = TwinRequest::Patch { patch, generation: report.generation, smaller };
             (request, topic::patch_reported(&request_id), payload)
         };
         self.last_id = self.last_id.saturating_add(1);
@@ -168,8 +198,12 @@ impl Mirror {
         self.unanswered = 0;
         match in_flight.request {
             TwinRequest::Read => self.read_answered(status, body, now),
-            TwinRequest::Patch { patch, generation } => {
-                self.patch_answered(status, body, patch, generation, now);
+            TwinRequest::Patch { patch, generation, smaller } => {
+                self.answered = generation;
+                match (status, smaller) {
+                    (400 | 413, Some(steps)) => self.reduce(steps, status, body, now),
+                    _ => self.patch_answered(status, body, patch, generation, now),
+                }
             }
         }
     }
@@ -205,16 +239,43 @@ impl Mirror {
         self.undelivered.is_some()
     }
 
-    /// What differs between `report` and the hub's section and was not refused already. Notes
-    /// that the report is acknowledged if nothing differs.
-    fn patch(&mut self, report: &Report) -> Option<Map<String, Value>> {
-        let patch = twin::difference(&twin::fit(&report.document), &self.reported);
+    /// What differs between `report` and the hub's section and was not refused already, and the
+    /// next step of reduction that sends something else. Notes that the report is acknowledged if
+    /// nothing differs.
+    fn patch(&mut self, report: &Report) -> Option<(Map<String, Value>, Option<usize>)> {
+        let steps = self.reduced.as_ref().map_or(0, |reduced| reduced.steps);
+        let patch = self.difference(report, steps);
         if patch.is_empty() {
-            self.acknowledged = report.generation;
+            (self.acknowledged, self.answered) = (report.generation, report.generation);
             (self.refused, self.trouble) = (None, None);
             return None;
         }
-        (self.refused.as_ref() != Some(&patch)).then_some(patch)
+        if self.refused.as_ref() == Some(&patch) {
+            self.answered = report.generation;
+            return None;
+        }
+        let mut more = (steps..=reduction::ALL).skip(1);
+        let smaller = more.find(|steps| self.difference(report, *steps) != patch);
+        Some((patch, smaller))
+    }
+
+    /// What differs between `report`, reduced by so many steps, and the hub's section.
+    fn difference(&self, report: &Report, steps: usize) -> Map<String, Value> {
+        let document = twin::fit(&reduction::reduced(&report.document, steps));
+        twin::difference(&document, &self.reported)
+    }
+
+    /// The hub refused a report for what it holds, and there is a smaller one.
+    fn reduce(&mut self, steps: usize, status: u16, body: &[u8], now: Instant) {
+        let told = format!(
+            "the hub refuses the whole report ({status}{}); it goes without: {}",
+            explanation(body),
+            reduction::left_out(steps)
+        );
+        if self.reduced.is_none() {
+            warn!("{told}");
+        }
+        self.reduced = Some(Reduced { steps, until: now + WHOLE_AGAIN, told });
     }
 
     /// No answer came. A patch may or may not have been applied, so the twin is read.

@@ -11,12 +11,14 @@ pub mod diagnose;
 pub mod mirror;
 pub mod paho;
 pub mod payload;
+pub mod reduction;
 pub mod session;
 pub mod topic;
 pub mod transport;
 pub mod twin;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
@@ -56,6 +58,9 @@ pub struct Report {
     pub generation: u64,
     /// Whole content of our top-level members. A member that is null is deleted from the twin.
     pub document: Map<String, Value>,
+    /// Time since boot at which a trial is lost that waits for this session; the session tries
+    /// more often until then.
+    pub trial_ends: Option<Duration>,
 }
 
 /// How the session is.
@@ -63,9 +68,13 @@ pub struct Report {
 pub struct SessionStatus {
     /// Whether twin and methods work now.
     pub online: bool,
-    /// Generation of the newest report that the hub has acknowledged whole in this session;
-    /// 0 while there is none. A new connection starts again with 0.
+    /// Generation of the newest report that the hub has acknowledged in this session, whole or as
+    /// much of it as the twin has room for; 0 while there is none. A new connection starts again
+    /// with 0.
     pub acknowledged: u64,
+    /// Generation of the newest report that the hub has answered in this session, be it with a
+    /// refusal: twin and reports went there and back. Otherwise as `acknowledged`.
+    pub answered: u64,
     /// One sentence for people: what the session does, or why it is not online and what to do.
     pub text: String,
 }

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::credential::Login;
-use super::diagnose::{Target, diagnose};
+use super::diagnose::{Cause, Target, diagnose};
 use super::transport::{ConnectError, ConnectionError, Message, Transport};
 use crate::config;
 
@@ -28,6 +29,9 @@ const WEBSOCKET_PATH: &str = "/$iothub/websocket";
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 /// What a SUBACK says of a filter that was not granted (MQTT 3.1.1 section 3.9.3).
 const NOT_GRANTED: i32 = 0x80;
+/// Failures of one kind in a row for which one diagnosis does: it costs the hub as much as a
+/// connection, and a hub in trouble has many devices to bear.
+const ONE_DIAGNOSIS: u32 = 10;
 
 /// MQTT by Paho, over TLS or over a WebSocket.
 ///
@@ -37,6 +41,18 @@ const NOT_GRANTED: i32 = 0x80;
 pub struct Paho {
     hub: config::Hub,
     live: Option<Live>,
+    trouble: Option<Trouble>,
+}
+
+/// Why connections fail, as far as it was asked.
+#[derive(Debug)]
+struct Trouble {
+    /// The host, and whether it was silent. What Paho says beside is by chance.
+    of: (String, bool),
+    /// What was found then; nothing if the trouble lies behind TLS.
+    cause: Option<Arc<Cause>>,
+    /// Failures in a row that this explains.
+    failures: u32,
 }
 
 /// One connection, or what is left of it.
@@ -74,7 +90,7 @@ impl Paho {
     /// Connects by these settings.
     #[must_use]
     pub fn new(hub: &config::Hub) -> Self {
-        Paho { hub: hub.clone(), live: None }
+        Paho { hub: hub.clone(), live: None, trouble: None }
     }
 
     fn target(&self, login: &Login) -> Target {
@@ -151,15 +167,28 @@ impl Paho {
     }
 
     /// Why a connection did not come about.
-    async fn explain(error: mqtt::Error, target: &Target) -> ConnectError {
+    async fn explain(&mut self, error: mqtt::Error, target: &Target) -> ConnectError {
+        let before = self.trouble.take();
         if let mqtt::Error::ConnectReturn(code) = error {
             // `repr(u8)` with the numbers of MQTT 3.1.1.
             return ConnectError::Refused { code: return_code(code) };
         }
-        match diagnose(target).await {
-            Err(cause) => ConnectError::Unreachable(cause),
-            Ok(()) if matches!(error, mqtt::Error::Timeout) => ConnectError::Silent,
-            Ok(()) => ConnectError::Closed,
+        let is_silent = matches!(error, mqtt::Error::Timeout);
+        let of = (target.host.clone(), is_silent);
+        let known = before.filter(|known| {
+            // That the hub closed without a word counts as a refusal; it must be true each time.
+            let may_stand = known.cause.is_some() || is_silent;
+            known.of == of && known.failures < ONE_DIAGNOSIS && may_stand
+        });
+        let (cause, earlier) = match known {
+            Some(known) => (known.cause, known.failures),
+            None => (diagnose(target).await.err().map(Arc::new), 0),
+        };
+        self.trouble = Some(Trouble { of, cause: cause.clone(), failures: earlier + 1 });
+        match cause {
+            Some(cause) => ConnectError::Unreachable(cause),
+            None if is_silent => ConnectError::Silent,
+            None => ConnectError::Closed,
         }
     }
 
@@ -215,7 +244,7 @@ impl Transport for Paho {
         let options = self.options(login, &target).map_err(setup)?;
         let client = match self.client(login, &target).await {
             Ok(client) => client,
-            Err(error @ mqtt::Error::Timeout) => return Err(Self::explain(error, &target).await),
+            Err(error @ mqtt::Error::Timeout) => return Err(self.explain(error, &target).await),
             Err(error) => return Err(setup(error)),
         };
         let (sender, incoming) = mpsc::unbounded_channel();
@@ -240,7 +269,10 @@ impl Transport for Paho {
             live.connecting = None;
         }
         let error = match result {
-            Ok(Ok(_)) => return Ok(()),
+            Ok(Ok(_)) => {
+                self.trouble = None;
+                return Ok(());
+            }
             Ok(Err(error)) => {
                 live.over.cancel();
                 error
@@ -251,7 +283,7 @@ impl Transport for Paho {
             }
         };
         debug!(%error, "connect failed");
-        Err(Self::explain(error, &target).await)
+        Err(self.explain(error, &target).await)
     }
 
     async fn subscribe(&mut self, filters: &[&str]) -> Result<(), ConnectionError> {

@@ -28,10 +28,19 @@ const STABLE: Duration = Duration::from_secs(60);
 const SUSPICIOUS_LOSSES: u32 = 3;
 /// Connections in a row that the hub closed without a CONNACK, after which that is a refusal.
 const REFUSING_CLOSES: u32 = 2;
+/// Refusals in a row after which the wait is as long as it ever is.
+const FULL_REFUSALS: u32 = 4;
 /// Part of a token's life after which it is renewed in a quiet moment, in percent.
 const RENEW_DUE_PERCENT: u32 = 80;
 /// Part of a token's life after which it is renewed in any case, in percent.
 const RENEW_LATEST_PERCENT: u32 = 95;
+/// After a good connection a device comes back within this time, drawn evenly: a hub that restarts
+/// must not have its whole fleet back in one second.
+const RETURN_SPREAD: Duration = Duration::from_secs(20);
+/// While a trial waits for the hub, no delay is longer than this part of what is left of it...
+const TRIAL_PART: u32 = 4;
+/// ...as long as that is more than this.
+const TRIAL_PACE: Duration = Duration::from_secs(5);
 /// How long a stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How often the clock is looked at while it is waited for.
@@ -48,7 +57,7 @@ pub struct Timing {
     pub retry_min: Duration,
     /// Longest delay.
     pub retry_max: Duration,
-    /// Delay after a refused credential.
+    /// Longest delay after a refused credential.
     pub refused_retry: Duration,
     /// How long the hub may take to answer.
     pub reply_limit: Duration,
@@ -71,7 +80,8 @@ impl From<&config::Hub> for Timing {
 pub struct Session<T> {
     /// How MQTT travels.
     pub transport: T,
-    /// Who the device is; read anew for every connection.
+    /// Who the device is; read anew for every connection. A systemd credential is a copy that
+    /// systemd made when the service started.
     pub source: Source,
     /// The agent.
     pub link: HubLink,
@@ -104,6 +114,7 @@ struct Record {
     backoff: Backoff,
     early_losses: u32,
     closes: u32,
+    refusals: u32,
 }
 
 impl<T: Transport> Session<T> {
@@ -129,24 +140,26 @@ impl<T: Transport> Session<T> {
 
     async fn keep_up(&mut self, calls: &mut Calls) {
         let backoff = Backoff::new(self.timing.retry_min, self.timing.retry_max);
-        let mut record = Record { backoff, early_losses: 0, closes: 0 };
+        let mut record = Record { backoff, early_losses: 0, closes: 0, refusals: 0 };
         loop {
             let attempt = self.attempt(calls).await;
             record.note(&attempt);
             let (why, delay) = match attempt {
                 Attempt::Renew => continue,
                 Attempt::AgentGone => return,
-                Attempt::Refused(why) => (why, self.slow_delay()),
+                Attempt::Refused(why) => (why, self.slow_delay(record.refused())),
                 Attempt::Closed(why) if record.closes >= REFUSING_CLOSES => {
-                    (why, self.slow_delay())
+                    (why, self.slow_delay(record.refused()))
                 }
                 Attempt::Closed(why) | Attempt::Failed(why) => (why, record.backoff.delay()),
+                Attempt::Lost { why, online } if online >= STABLE => (why, self.return_delay()),
                 Attempt::Lost { why, .. } => (record.suspect(why), record.backoff.delay()),
             };
-            let next_try_s = delay.as_secs().saturating_add(1);
+            let hurry = 0.5 + fastrand::f64() / 2.0;
+            let next_try_s = self.in_time(delay, hurry).as_secs().saturating_add(1);
             warn!(why, next_try_s, "no hub session");
             self.tell_offline(format!("offline: {why}; next try within {next_try_s} s"));
-            self.pause(delay).await;
+            self.pause(delay, hurry).await;
         }
     }
 
@@ -156,10 +169,13 @@ impl<T: Transport> Session<T> {
         let began = Instant::now();
         let (credential, login) = match self.log_in(now) {
             Ok(ready) => ready,
-            Err(error @ CredentialError::Expired { .. }) => {
-                return Attempt::Refused(chain(&error).to_string());
+            Err(error) => {
+                let why = format!("{}{}", chain(&error), self.source.advice());
+                return match error {
+                    CredentialError::Expired { .. } => Attempt::Refused(why),
+                    _ => Attempt::Failed(why),
+                };
             }
-            Err(error) => return Attempt::Failed(chain(&error).to_string()),
         };
         let identity = &credential.identity;
         let peer = format!("{} as {identity}", identity.hub);
@@ -246,27 +262,53 @@ impl<T: Transport> Session<T> {
         if error.is_refusal() || matches!(error, ConnectError::Closed) {
             format!(
                 "{text}: check that {} exists in {} and is enabled, that {} holds its \
-                 credential, and that the clock is right ({now})",
+                 credential, and that the clock is right ({now}){}",
                 credential.identity,
                 credential.identity.hub,
-                self.source.file().display()
+                self.source.place(),
+                self.source.advice()
             )
         } else {
             text
         }
     }
 
-    /// Between half and the whole of the time for refusals: slow, and not all devices at once.
-    fn slow_delay(&self) -> Duration {
-        self.timing.refused_retry.mul_f64(0.5 + fastrand::f64() / 2.0)
+    /// Between half and the whole of the time for refusals: slow, and not all devices at once. The
+    /// first refusals in a row may be the hub's own trouble, and a trial may wait for the session:
+    /// after them an eighth, a quarter, half of it.
+    fn slow_delay(&self, refusals: u32) -> Duration {
+        let longest = self.timing.refused_retry / (1 << FULL_REFUSALS.saturating_sub(refusals));
+        longest.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    /// The delay after a good connection.
+    fn return_delay(&self) -> Duration {
+        let spread = RETURN_SPREAD.max(self.timing.retry_min).min(self.timing.retry_max);
+        spread.mul_f64(fastrand::f64())
+    }
+
+    /// `delay`, or less while a trial waits for the hub: it must not be lost between two tries.
+    /// `hurry`, from a half to one, keeps devices apart that restarted together.
+    fn in_time(&self, delay: Duration, hurry: f64) -> Duration {
+        let ends = self.link.report.borrow().trial_ends;
+        let left = ends.unwrap_or_default().saturating_sub(self.clock.since_boot());
+        if left.is_zero() {
+            return delay;
+        }
+        delay.min((left / TRIAL_PART).max(TRIAL_PACE).mul_f64(hurry))
     }
 
     /// Waits. A clock that is set meanwhile ends the wait: it may have been the reason.
-    async fn pause(&self, delay: Duration) {
-        let until = Instant::now() + delay;
+    async fn pause(&self, delay: Duration, hurry: f64) {
+        let began = Instant::now();
         let offset = self.clock_offset_ms();
-        while Instant::now() < until {
-            sleep(CLOCK_INTERVAL.min(until - Instant::now())).await;
+        loop {
+            // Each time anew: a trial may begin, or run out of time.
+            let left = self.in_time(delay, hurry).saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            sleep(CLOCK_INTERVAL.min(left)).await;
             let moved = match (offset, self.clock_offset_ms()) {
                 (Some(before), Some(after)) => before.abs_diff(after),
                 _ => 0,
@@ -285,7 +327,7 @@ impl<T: Transport> Session<T> {
     }
 
     fn tell_offline(&self, text: String) {
-        let status = SessionStatus { online: false, acknowledged: 0, text };
+        let status = SessionStatus { text, ..SessionStatus::default() };
         self.link.status.send_if_modified(|shown| {
             let changed = *shown != status;
             *shown = status;
@@ -308,6 +350,15 @@ impl Record {
             }
             _ => {}
         }
+        if matches!(attempt, Attempt::Lost { .. } | Attempt::Renew) {
+            self.refusals = 0;
+        }
+    }
+
+    /// Counts one more refusal in a row.
+    fn refused(&mut self) -> u32 {
+        self.refusals = self.refusals.saturating_add(1);
+        self.refusals
     }
 
     /// Adds what many early losses mean.

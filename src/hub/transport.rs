@@ -2,6 +2,7 @@
 //! resubscription and resending are decided above, where they can be tested.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use super::credential::Login;
 
@@ -72,7 +73,7 @@ pub enum ConnectError {
     Silent,
     /// The hub was not reached.
     #[error("the hub cannot be reached")]
-    Unreachable(#[source] super::diagnose::Cause),
+    Unreachable(#[source] Arc<super::diagnose::Cause>),
     /// The connection could not even be tried.
     #[error("cannot set up a connection: {0}")]
     Setup(String),

@@ -448,6 +448,8 @@ pub enum FailureKind {
     DigestMismatch,
     /// The compressed data is damaged.
     CorruptImage,
+    /// Decompressing the image needs more memory than the settings allow.
+    DecoderMemory,
     /// The slot could not be written or read.
     SlotIo,
     /// The slot does not read back what was written.

@@ -150,7 +150,8 @@ impl Device {
     /// A new report with this content.
     pub fn report(&self, document: Value) -> u64 {
         let generation = self.report.borrow().generation + 1;
-        self.report.send_replace(Arc::new(Report { generation, document: object(document) }));
+        let document = object(document);
+        self.report.send_replace(Arc::new(Report { generation, document, ..Report::default() }));
         generation
     }
 

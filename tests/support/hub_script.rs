@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -181,6 +182,15 @@ impl Rig {
     }
 
     pub fn with(timing: Timing) -> Self {
+        Self::build(timing, None)
+    }
+
+    /// With a credential of systemd in this folder.
+    pub fn with_credentials_of_systemd(folder: &Path) -> Self {
+        Self::build(TIMING, Some(folder))
+    }
+
+    fn build(timing: Timing, credentials_directory: Option<&Path>) -> Self {
         let mut credential = NamedTempFile::new().unwrap();
         let key = "HostName=contoso.azure-devices.net;DeviceId=pump-01;SharedAccessKey=a2V5";
         credential.write_all(key.as_bytes()).unwrap();
@@ -200,7 +210,7 @@ impl Rig {
         let cancel = CancellationToken::new();
         let session = Session {
             transport: Script { wire: Arc::clone(&wire), seen: seen_sender, incoming: None },
-            source: Source::new(&hub, None),
+            source: Source::new(&hub, credentials_directory),
             link: HubLink {
                 requests: requests_sender,
                 desired: desired_sender,
@@ -323,9 +333,18 @@ impl Rig {
         token
     }
 
+    /// Tells of a trial that waits for the hub, with so much time left.
+    pub fn trial(&self, left: Duration) {
+        let trial_ends = Some(self.clock.since_boot() + left);
+        self.report.send_modify(|report| {
+            *report = Arc::new(Report { trial_ends, ..Report::clone(report) });
+        });
+    }
+
     /// Shows a report.
     pub fn report(&self, generation: u64, document: Value) {
-        self.report.send_replace(Arc::new(Report { generation, document: object(document) }));
+        let document = object(document);
+        self.report.send_replace(Arc::new(Report { generation, document, ..Report::default() }));
     }
 
     /// Waits until the hub has acknowledged a report.

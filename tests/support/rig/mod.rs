@@ -344,8 +344,9 @@ impl Rig {
             if report.generation > 0 {
                 self.look_into(&report.document);
             }
-            let acknowledged = report.generation;
-            status.send_replace(SessionStatus { online: true, acknowledged, text: String::new() });
+            let (acknowledged, answered) = (report.generation, report.generation);
+            let text = String::new();
+            status.send_replace(SessionStatus { online: true, acknowledged, answered, text });
             if reports.changed().await.is_err() {
                 return std::future::pending().await;
             }
