@@ -55,8 +55,8 @@ clean_up() {
     # mmdebstrap itself would finish its packages first.
     [ ! -s "${jail:-}" ] || "${as_root[@]}" kill -KILL "$(cat "$jail")" 2>/dev/null || true
     if [ -n "$job" ]; then
-        kill "$job" 2>/dev/null || true
-        wait "$job" || true
+        # The shell would tell everybody that it was killed.
+        { kill "$job" && wait "$job"; } 2>/dev/null || true
     fi
     "${as_root[@]}" rm -rf "$images"/.building.*
 }
