@@ -208,6 +208,7 @@ async fn a_twin_that_is_nearly_full_still_tells_everything() {
     let twin = world.over(answer["id"].as_str().unwrap()).await;
     assert_eq!(twin["iothubDM"]["firmwareUpdate"]["status"], "downloadfailed");
     assert_eq!(twin["other"], ballast(23, 1000), "what is not ours is left alone");
+    assert!(serde_json::to_string(&twin).unwrap().len() > 23_000);
     let id = world.update("2.0.0.img").await;
     world.over(&id).await;
     world.assert_runs('B', "2.0.0");
