@@ -3,9 +3,9 @@
 use hubsim::{EventKind, Hub, Reason};
 use serde_json::{Value, json};
 
-use crate::world::machine::LIMIT;
 use crate::world::images::Fault;
-use crate::world::{DEVICE, World, phase};
+use crate::world::machine::LIMIT;
+use crate::world::{DEVICE, World, phase, side_by_side};
 
 /// What every run must leave, whatever happened on the way.
 #[track_caller]
@@ -93,7 +93,7 @@ async fn a_token_that_expires_in_mid_download_costs_no_byte_and_no_report() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_hub_hears_the_truth_in_the_end() {
-    for status in [429, 500] {
+    side_by_side([429, 500].map(|status| async move {
         let mut world = World::started().await;
         // Slow enough for reports of mere progress.
         world.fault("2.0.0.img", [Fault::Slow(60_000)]);
@@ -106,7 +106,8 @@ async fn a_busy_hub_hears_the_truth_in_the_end() {
         let twin = world.over(&id).await;
         assert_told_well(&world, &twin, "2.0.0");
         assert_eq!(world.images.seen("/2.0.0.img").len(), 1);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

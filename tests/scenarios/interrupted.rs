@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::images::Fault;
 use crate::world::machine::{LIMIT, LOOK};
-use crate::world::{World, is_over};
+use crate::world::{World, is_over, side_by_side};
 
 /// Time in which a daemon must be gone after SIGTERM, whatever it is doing.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -29,14 +29,15 @@ enum Blow {
 
 /// Has `blow` come in each of the states; the update must end well each time.
 async fn strike_in_every_state(blow: Blow) {
-    for state in STATES {
+    let until_met = |state| async move {
         // Some states last for milliseconds, and may be over before they are seen.
         let mut tries = 0;
         while !strike(blow, state).await {
             tries += 1;
             assert!(tries < 10, "no update was met in {state}");
         }
-    }
+    };
+    side_by_side(STATES.map(until_met)).await;
 }
 
 /// False if an update went through `state` too fast to be met in it.
@@ -148,7 +149,7 @@ async fn a_power_cut_on_the_way_back_ends_in_the_old_slot() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_download_goes_on_from_what_is_proven() {
-    for file in ["2.0.0.img", "2.0.0.img.zst", "2.0.0.img.gz"] {
+    side_by_side(["2.0.0.img", "2.0.0.img.zst", "2.0.0.img.gz"].map(|file| async move {
         let mut world = World::started().await;
         let path = crate::world::image("2.0.0").with_file_name(file);
         let whole = std::fs::metadata(path).unwrap().len() as usize;
@@ -168,7 +169,8 @@ async fn a_cut_download_goes_on_from_what_is_proven() {
             // A raw image goes on at the checkpoint, a compressed one where its format allows it.
             assert!(seen[1].from.is_some_and(|from| from >= whole / 3), "{:?}", seen[1]);
         }
-    }
+    }))
+    .await;
 }
 
 /// The run ended like this, and the device is back where it was.
