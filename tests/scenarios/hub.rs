@@ -47,6 +47,11 @@ async fn a_trial_waits_for_the_hub() {
     world.machine.restart_order(LIMIT).await.unwrap();
     assert_eq!(world.machine.restart().await.unwrap().slot, 'B');
     world.saved_state("trial").await;
+    let tried = |world: &World| {
+        let output = world.twinboot(&["status"]);
+        String::from_utf8(output.stdout).unwrap().contains("offline")
+    };
+    world.eventually("it has looked for the hub", tried).await;
     assert_eq!(world.machine.variables().unwrap().0, "A", "not confirmed without the hub");
     world.start_hub(stopped).await;
     let twin = world.over(&id).await;
