@@ -180,10 +180,8 @@ impl Machine {
     pub fn boot(&mut self) -> io::Result<Boot> {
         assert!(self.daemon.is_none(), "the machine runs already");
         // First: what a bootloader call of the boot before still has to do is lost.
-        self.write_sysroot(
-            "proc/sys/kernel/random/boot_id",
-            &format!("{:032x}\n", fastrand::u128(..)),
-        )?;
+        let id = format!("{:032x}\n", fastrand::u128(..));
+        self.write_sysroot("proc/sys/kernel/random/boot_id", &id)?;
         let variables = self.variables()?;
         let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
         let wanted = if wanted == "B" { 'B' } else { 'A' };
@@ -265,11 +263,26 @@ impl Machine {
     /// It could not be started.
     pub fn start_daemon(&mut self) -> io::Result<()> {
         assert!(self.daemon.is_none(), "the daemon runs already");
+        self.daemon = Some(self.twinbootd()?.spawn()?);
+        Ok(())
+    }
+
+    /// Does what `twinboot-trial.timer` does: looks whether a trial has to be ended.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn end_unconfirmed_trial(&self) -> io::Result<ExitStatus> {
+        self.twinbootd()?.arg("--end-unconfirmed-trial").status()
+    }
+
+    /// The daemon's program, with the present configuration.
+    fn twinbootd(&self) -> io::Result<Command> {
         let config = self.config_file();
         fs::write(&config, self.config.to_string())?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let mut command = Command::new("setpriv");
         // Dies with the harness, however that ends.
-        let child = Command::new("setpriv")
+        command
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&self.twinbootd)
             .arg("--config")
@@ -282,10 +295,8 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(0)
-            .spawn()?;
-        self.daemon = Some(child);
-        Ok(())
+            .process_group(0);
+        Ok(command)
     }
 
     /// The daemon's process, while it runs.
