@@ -23,9 +23,9 @@ use crate::hub::{self, HubLink, Report, SessionStatus};
 use crate::install;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
-use crate::store::{FileStore, StateStore, StoreError, state_lies_on_slot};
+use crate::store::{FileStore, state_lies_on_slot};
 use crate::supervisor::Systemd;
-use crate::update::{Contracts, Device, Limits, Slot, State};
+use crate::update::{Contracts, Device, Limits, Slot};
 use crate::{boot, health};
 
 /// Requests that may wait for the loop; more are refused by who offers them.
@@ -236,49 +236,4 @@ impl Restarter for Machine {
                 .map_err(|error| chain(&error).to_string())
         })
     }
-}
-
-/// What became of a trial that nobody confirmed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TrialEnd {
-    /// No trial, or the daemon lives and will end it.
-    NothingToDo,
-    /// The trial still has time.
-    NotYet,
-    /// The machine was ordered to restart; the bootloader takes the old slot.
-    Restarting,
-}
-
-/// Ends a trial in the place of a daemon that is dead.
-///
-/// # Errors
-/// The state or the bootloader cannot be read, or the machine did not take the order.
-pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<TrialEnd> {
-    let mut store = match FileStore::open(&config.state.directory) {
-        Err(StoreError::InUse { .. }) => return Ok(TrialEnd::NothingToDo),
-        other => other?,
-    };
-    let saved = store.load()?.saved.unwrap_or_default();
-    let mut boot = boot::open(&config.boot, &config.slots, sysroot);
-    let running = boot.facts()?.running;
-    let limit = config.update.trial_limit_s.duration().as_secs();
-    let (run, deadline_s) = match &saved.state {
-        State::Trial { run, began_s, .. } => (run, began_s.saturating_add(limit)),
-        // The daemon never started in the new slot.
-        State::Switching { run, .. } => (run, limit),
-        _ => return Ok(TrialEnd::NothingToDo),
-    };
-    if running != run.target() {
-        return Ok(TrialEnd::NothingToDo);
-    }
-    if SystemClock::new(sysroot.clone()).since_boot().as_secs() < deadline_s {
-        return Ok(TrialEnd::NotYet);
-    }
-    warn!(slot = %running, "the trial was not confirmed and twinbootd is dead: going back");
-    if let Err(error) = boot.cancel_try(run.target()) {
-        // The try was for one boot only, so the restart is right all the same.
-        warn!(error = %chain(&error), "the bootloader could not be told");
-    }
-    os::restart(&config.restart, None)?;
-    Ok(TrialEnd::Restarting)
 }

@@ -188,6 +188,24 @@ impl StateStore for FileStore {
     }
 }
 
+/// What [`glimpse`] saw.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Glimpse {
+    /// Whether a daemon works with the folder.
+    pub in_use: bool,
+    /// The state; `None` if there is none, or none that can be understood.
+    pub saved: Option<Saved>,
+}
+
+/// Looks into `folder` without making, locking out or changing anything; it need not exist.
+#[must_use]
+pub fn glimpse(folder: &Path) -> Glimpse {
+    let in_use = File::open(folder.join(LOCK_FILE))
+        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+    let saved = read(&folder.join(FILE)).ok().and_then(|bytes| understand(&bytes).ok());
+    Glimpse { in_use, saved }
+}
+
 /// Says why the state must not be kept in `folder`, if it must not: the folder lies on one of the
 /// slots, and an update would lose it with the slot. `None` also if nobody can tell.
 ///

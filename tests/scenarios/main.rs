@@ -18,6 +18,7 @@ mod answers;
 //mod command;
 mod contracts;
 mod desired;
+mod guard;
 mod hub;
 mod images;
 mod interrupted;

@@ -1,0 +1,173 @@
+//! The trial guard: ends the trial of a new image in the place of a daemon that is dead.
+//!
+//! `twinboot-trial.timer` runs it. It comes from the new image as well, and whatever broke the
+//! daemon is likely to be broken here too. So everything is looked at by itself, and what cannot
+//! be had is done without: a section of the configuration that cannot be read is replaced by its
+//! defaults, a bootloader that cannot be asked by the kernel command line, a command line that
+//! does not tell the slot by the saved state, a state that is lost by what the bootloader means to
+//! boot next. Nothing is changed before the end but one count.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use tracing::{error, info, warn};
+
+use crate::boot::{self, BootFacts, running};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::logging::chain;
+use crate::os::{self, Sysroot};
+use crate::store::{self, Glimpse};
+use crate::update::{BootId, Saved, Slot, State};
+
+/// Restarts in a row, without a good boot between them, before the guard gives up: a bootloader
+/// that does not obey must not make an endless loop of it.
+const MAX_RESTARTS: u8 = 3;
+
+/// The file in the state folder that counts them.
+const COUNT_FILE: &str = "guard-restarts";
+
+/// What became of a trial that nobody confirmed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrialEnd {
+    /// No trial, or nothing that another restart would mend.
+    NothingToDo,
+    /// The trial still has time.
+    NotYet,
+    /// The machine was ordered to restart; the bootloader takes the old slot.
+    Restarting,
+}
+
+/// What is known of the present boot.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What the state folder shows.
+    pub state: Glimpse,
+    /// The slot that runs, if anything tells it.
+    pub running: Option<Slot>,
+    /// The slot that boots next, if the bootloader can be asked.
+    pub next: Option<Slot>,
+    /// This boot, if the kernel tells it.
+    pub boot: Option<BootId>,
+    /// Time since the machine started.
+    pub since_boot: Duration,
+    /// What a trial may take.
+    pub limit: Duration,
+}
+
+/// Restarts the machine if a new image is on trial, its time is over, and no daemon ends it.
+///
+/// # Errors
+/// The machine did not take the order; it is right to call again.
+pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<TrialEnd> {
+    let mut bootloader = boot::open(&config.boot, &config.slots, sysroot);
+    let (running, next) = match bootloader.facts() {
+        Ok(BootFacts { running, next }) => (Some(running), next),
+        Err(error) => {
+            warn!(error = %chain(&error), "the bootloader cannot be asked");
+            (running::running(&config.slots, sysroot).ok(), None)
+        }
+    };
+    let facts = Facts {
+        state: store::glimpse(&config.state.directory),
+        running,
+        next,
+        boot: os::boot_id(sysroot).ok(),
+        since_boot: SystemClock::new(sysroot.clone()).since_boot(),
+        limit: config.update.trial_limit_s.duration(),
+    };
+    let count = config.state.directory.join(COUNT_FILE);
+    match decide(&facts) {
+        TrialEnd::NothingToDo => {
+            // Mostly there is none.
+            let _ = fs::remove_file(count);
+            return Ok(TrialEnd::NothingToDo);
+        }
+        TrialEnd::NotYet => return Ok(TrialEnd::NotYet),
+        TrialEnd::Restarting => {}
+    }
+    if !may_restart(&count) {
+        error!("the machine was restarted {MAX_RESTARTS} times and came back to this slot");
+        return Ok(TrialEnd::NothingToDo);
+    }
+    warn!(
+        running = facts.running.map_or("unknown", Slot::name),
+        next = facts.next.map_or("unknown", Slot::name),
+        "the trial was not confirmed and twinbootd does not end it: going back"
+    );
+    let tried = facts.running.or_else(|| facts.state.saved?.state.run().map(|run| run.target()));
+    if let Some(slot) = tried
+        && let Err(error) = bootloader.cancel_try(slot)
+    {
+        // The try was for one boot only, so the restart is right all the same.
+        warn!(error = %chain(&error), "the bootloader could not be told");
+    }
+    os::restart(&config.restart, None)?;
+    info!("the restart is ordered");
+    Ok(TrialEnd::Restarting)
+}
+
+/// Whether an unconfirmed slot runs whose time is over.
+#[must_use]
+pub fn decide(facts: &Facts) -> TrialEnd {
+    let Some(began) = unconfirmed_since(facts) else { return TrialEnd::NothingToDo };
+    // A daemon that lives ends the trial by itself; past twice the time it is not well either.
+    let patience = if facts.state.in_use { facts.limit.saturating_mul(2) } else { facts.limit };
+    if facts.since_boot < began.saturating_add(patience) {
+        return TrialEnd::NotYet;
+    }
+    TrialEnd::Restarting
+}
+
+/// When the trial of the running slot began, as time since boot; `None` if none is under way.
+fn unconfirmed_since(facts: &Facts) -> Option<Duration> {
+    match &facts.state.saved {
+        Some(saved) => in_trial(saved, facts).then(|| match &saved.state {
+            State::Trial { boot, began_s, .. } if facts.boot.as_ref() == Some(boot) => {
+                Duration::from_secs(*began_s)
+            }
+            // The daemon never began it in this boot.
+            _ => Duration::ZERO,
+        }),
+        // Perhaps the state is on a partition that the new image does not mount. A daemon that
+        // lives watches over a slot without a past itself.
+        None if facts.state.in_use => None,
+        None => {
+            let lost = facts.running.is_some() && facts.next == facts.running.map(Slot::other);
+            lost.then_some(Duration::ZERO)
+        }
+    }
+}
+
+/// Whether the slot of an update that is under way runs.
+fn in_trial(saved: &Saved, facts: &Facts) -> bool {
+    let this_boot = |boot: &BootId| facts.boot.as_ref() == Some(boot);
+    match (saved.state.run(), facts.running) {
+        (None, _) => false,
+        (Some(run), Some(running)) => running == run.target(),
+        // Nothing else tells, so the state is believed where it is sure.
+        (Some(_), None) => match &saved.state {
+            State::Switching { ordered_in, armed, .. } => *armed && !this_boot(ordered_in),
+            State::Trial { boot, .. } => this_boot(boot),
+            State::RollingBack { ordered_in, .. } => this_boot(ordered_in),
+            State::Idle | State::Fetching { .. } | State::Verifying { .. } => false,
+        },
+    }
+}
+
+/// Counts one more restart, if there may be one.
+fn may_restart(count: &Path) -> bool {
+    let so_far = fs::read_to_string(count).ok().and_then(|text| text.trim().parse().ok());
+    let so_far: u8 = so_far.unwrap_or(0);
+    if so_far >= MAX_RESTARTS {
+        return false;
+    }
+    // Without a place to count in, going back matters more.
+    let text = format!("{}\n", so_far.saturating_add(1));
+    if let Err(error) = os::replace_file(count, text.as_bytes(), 0o600) {
+        warn!(error = %chain(&error), "the restart cannot be counted");
+    }
+    true
+}
