@@ -29,10 +29,12 @@ build: packages ## the daemon and the device command, as they are shipped
 test: setup ## every test
 	cargo test --workspace
 
-demo: packages image ## one update from the cloud call to the confirmed boot; ARGS=--fail: a rollback
-	cargo run --release --example demo -- $(ARGS)
+# The daemon is built apart: together with the demo it would get features that only tests need.
+demo: build image ## one update from the cloud call to the confirmed boot; ARGS=--fail: a rollback
+	cargo build --release --example demo
+	@cargo run --quiet --release --example demo -- $(ARGS)
 
-bench: packages image ## a whole install against curl | dd: time, bytes, memory
+bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
 
 check: fmt clippy deny doc units ## format, lints, dependencies, documentation, systemd units

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The text breaks a rule; the message shows line, key, value and rule.
+    /// The text breaks a rule; the message tells line, key, value and rule.
     #[error("the configuration{} is wrong: {message}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
     Invalid {
         /// The file, if it came from one.
@@ -82,7 +83,7 @@ impl Config {
     /// [`ConfigError::Invalid`] with the line, the key, the value and the rule it breaks.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let invalid = |message: String| ConfigError::Invalid { path: None, message };
-        let config: Config = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let config: Config = toml::from_str(text).map_err(|error| invalid(explain(error, text)))?;
         config.check_together().map_err(invalid)?;
         Ok(config)
     }
@@ -150,6 +151,20 @@ fn section<T: de::DeserializeOwned + Default>(sections: &toml::Table, name: &str
     sections.get(name).and_then(|table| table.clone().try_into().ok()).unwrap_or_default()
 }
 
+/// ``line 2, `hub.port`: invalid value: ..., expected ...``. The line itself is not shown: a secret
+/// that somebody put into the file against the rules must not get into the journal.
+fn explain(mut error: toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    error.set_input(None);
+    let message = error.to_string();
+    let (message, place) = match message.trim_end().rsplit_once("\nin ") {
+        Some((message, key)) => (message, format!(", {key}")),
+        None => (message.trim_end(), String::new()),
+    };
+    format!("line {line}{place}: {}", message.replace('\n', ", "))
+}
+
 /// What this device is.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -182,6 +197,7 @@ pub struct Hub {
     /// Address to connect to, if it is neither `GatewayHostName` nor `HostName`.
     pub host: Option<String>,
     /// Port to connect to; 8883 or 443 by the transport if not set.
+    #[serde(deserialize_with = "port")]
     pub port: Option<NonZeroU16>,
     /// Certificates the hub must chain to, PEM.
     pub ca_file: PathBuf,
@@ -280,7 +296,7 @@ impl Default for Update {
     fn default() -> Self {
         Update {
             allow_missing_digest: false,
-            max_attempts: Whole::of(5),
+            max_attempts: Whole::of(20),
             max_trial_starts: Whole::of(3),
             trial_limit_s: Seconds::of(600),
             restart_report_limit_s: Seconds::of(10),
@@ -654,29 +670,44 @@ impl<const MIN: u64, const MAX: u64> Whole<MIN, MAX> {
     }
 }
 
-fn in_range<'de, D, const MIN: u64, const MAX: u64>(
-    deserializer: D,
-    unit: &str,
-) -> Result<u64, D::Error>
-where
-    D: Deserializer<'de>,
-{
-    let value = i64::deserialize(deserializer)?;
-    u64::try_from(value).ok().filter(|value| (MIN..=MAX).contains(value)).ok_or_else(|| {
-        de::Error::custom(format!("{value} is out of range: must be {MIN} to {MAX}{unit}"))
-    })
+/// A whole number in a range, and how people call it.
+struct InRange {
+    range: RangeInclusive<u64>,
+    unit: &'static str,
+}
+
+impl de::Visitor<'_> for InRange {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number from {} to {}{}", self.range.start(), self.range.end(), self.unit)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<u64, E> {
+        u64::try_from(value)
+            .ok()
+            .filter(|value| self.range.contains(value))
+            .ok_or_else(|| E::invalid_value(de::Unexpected::Signed(value), &self))
+    }
 }
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        in_range::<D, MIN, MAX>(deserializer, " seconds").map(Seconds)
+        let rule = InRange { range: MIN..=MAX, unit: " (seconds)" };
+        deserializer.deserialize_i64(rule).map(Seconds)
     }
 }
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Whole<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        in_range::<D, MIN, MAX>(deserializer, "").map(Whole)
+        deserializer.deserialize_i64(InRange { range: MIN..=MAX, unit: "" }).map(Whole)
     }
+}
+
+/// A TCP port, with the rule in words.
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU16>, D::Error> {
+    let number = Whole::<1, 65_535>::deserialize(deserializer)?.get();
+    Ok(u16::try_from(number).ok().and_then(NonZeroU16::new))
 }
 
 /// An HTTP proxy: `http://host:port`, without user and password, which are secrets and have no

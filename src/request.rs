@@ -26,8 +26,8 @@ pub enum Command {
     Status,
     /// Mark the running slot good without waiting for the checks.
     Confirm,
-    /// Go back to the other slot.
-    RollBack,
+    /// Go back to the other slot; the origin is [`Origin::Method`] or [`Origin::Local`].
+    RollBack(Origin),
     /// Restart the machine.
     Reboot,
 }

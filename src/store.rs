@@ -88,7 +88,6 @@ pub struct FileStore {
 
 /// What the file holds.
 #[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 struct Wrapper<S> {
     schema: u32,
     /// Of the bytes of `saved`, as they stand in the file.

@@ -122,11 +122,17 @@ fn ranges_in_the_manual_are_those_of_the_program() {
 #[test]
 fn refuses_what_it_cannot_use_and_says_why() {
     for (text, complaints) in [
-        ("[update]\ntrial_limit_s = 1", &["trial_limit_s = 1", "5 to 86400 seconds"][..]),
-        ("[update]\ntrail_limit_s = 60", &["unknown field `trail_limit_s`"]),
-        ("[hub]\nport = 70000", &["port = 70000"]),
-        ("[hub]\nproxy = \"http://user:secret@h:1\"", &["without user and password"]),
-        ("[hub]\ntransport = \"amqp\"", &["unknown variant `amqp`", "`tcp`", "`websocket`"]),
+        (
+            "[update]\ntrial_limit_s = 1",
+            &["line 2", "`update.trial_limit_s`", "`1`", "from 5 to 86400 (seconds)"][..],
+        ),
+        ("[update]\nmax_attempts = \"many\"", &["`update.max_attempts`", "many", "from 1 to 100"]),
+        ("[update]\ntrail_limit_s = 60", &["line 2", "`trail_limit_s`", "`trial_limit_s`"]),
+        ("[hub]\nport = 70000", &["`hub.port`", "`70000`", "from 1 to 65535"]),
+        (
+            "[hub]\ntransport = \"amqp\"",
+            &["`hub.transport`", "unknown variant `amqp`", "`tcp`", "`websocket`"],
+        ),
         ("[hub]\ncertificate_file = \"/a\"", &["hub.private_key_file", "both or none"]),
         ("[boot]\nkind = \"custom\"", &["boot.custom.command = []"]),
         ("[install]\nkind = \"command\"", &["install.command = []"]),
@@ -142,4 +148,21 @@ fn refuses_what_it_cannot_use_and_says_why() {
     }
     let error = Config::load(Path::new("/no/such/file")).unwrap_err().to_string();
     assert!(error.contains("/no/such/file"), "{error}");
+}
+
+#[test]
+fn a_secret_that_somebody_put_into_the_file_is_not_shown() {
+    for line in [
+        "proxy = \"http://user:hunter2@proxy:3128\"",
+        "proxy = \"http://user:hunter2@proxy:3128",
+        "proxy = http://user:hunter2@proxy:3128",
+        "proxy = [\"http://user:hunter2@proxy:3128\"]",
+        "proxi = \"http://user:hunter2@proxy:3128\"",
+        "HostName=h;DeviceId=d;SharedAccessKey=hunter2",
+        "connection_string = \"HostName=h;DeviceId=d;SharedAccessKey=hunter2\"",
+    ] {
+        let error = Config::parse(&format!("[hub]\n{line}\n")).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    }
 }

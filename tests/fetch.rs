@@ -9,13 +9,19 @@
     reason = "tests"
 )]
 
+#[path = "support/count.rs"]
+mod count;
 #[path = "support/images.rs"]
 mod images;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use count::Counted;
 use images::{Authority, Fault, File, ImageServer, set_mode};
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -39,6 +45,8 @@ struct Rig {
     folder: TempDir,
     authority: Authority,
     server: ImageServer,
+    /// Bytes of images that the installer was given.
+    written: Arc<AtomicU64>,
 }
 
 struct Outcome {
@@ -65,7 +73,7 @@ impl Rig {
         for slot in ["a.img", "b.img"] {
             std::fs::write(folder.path().join(slot), vec![0xEE; SLOT_BYTES]).unwrap();
         }
-        Rig { folder, authority, server }
+        Rig { folder, authority, server, written: Arc::default() }
     }
 
     fn slot(&self) -> PathBuf {
@@ -117,8 +125,8 @@ impl Rig {
         is_enough: impl Fn(&[FetchEvent]) -> bool,
     ) -> Outcome {
         let config = self.config(settings);
-        let fetcher =
-            Fetcher::new(&config, installer(&config.install, &config.slots), "test/1").unwrap();
+        let installer = Counted::new(installer(&config.install, &config.slots), &self.written);
+        let fetcher = Fetcher::new(&config, installer, "test/1").unwrap();
         let (events, mut told) = mpsc::channel(64);
         let (progress, seen) = watch::channel(Progress::default());
         let cancel = CancellationToken::new();
@@ -145,6 +153,16 @@ impl Rig {
             events.push(event);
         }
         Outcome { result, events, progress: *seen.borrow() }
+    }
+
+    /// `image` in a file, packed by a program that writes to its standard output.
+    fn packed(&self, image: &[u8], [program, arguments]: [&str; 2]) -> Vec<u8> {
+        let path = self.folder.path().join("image");
+        std::fs::write(&path, image).unwrap();
+        let mut command = Command::new(program);
+        let output = command.args(arguments.split(' ')).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
     }
 
     async fn verify(&self, written: Written) -> Result<(), Failure> {
@@ -714,38 +732,66 @@ async fn goes_on_in_the_middle_of_a_compressed_part() {
     }
 }
 
-/// After a restart: what was written before a checkpoint is neither fetched nor written again.
+/// After a restart, what is proven on the medium is not written again. It is not fetched again
+/// either, as far as a decoder can start in the middle of the file.
 #[tokio::test]
 async fn goes_on_after_a_restart() {
     let rig = Rig::new().await;
     let image = image(7 * MIB + 77, 8);
-    let raw = |bytes: &[u8]| bytes.to_vec();
-    for (name, file, is_cheap) in [
-        ("raw", raw(&image), true),
+    let packed = |command| rig.packed(&image, command);
+    for (name, file, goes_on_in_the_middle) in [
+        ("raw", image.clone(), true),
+        ("gzip", packed(["gzip", "-1c"]), false),
         ("gzip members", parts(&image, 200_001, gzip), true),
+        ("xz, blocks", packed(["xz", "-0cT2 --block-size=512KiB"]), false),
         ("xz streams", parts(&image, 200_001, xz), true),
+        ("zstd", packed(["zstd", "-1qc"]), false),
         ("zstd frames", parts(&image, 200_001, zstd), true),
-        ("one zstd frame", zstd(&image), false),
+        ("pzstd", packed(["pzstd", "-1 -q -p2 -c"]), true),
     ] {
         rig.server.put("/fw", File::new(file.clone()).with([Fault::Slow(64 * 1024)]));
         std::fs::write(rig.slot(), vec![0xEE; SLOT_BYTES]).unwrap();
         let job = job(&rig.url("/fw"), &file);
         let third = |events: &[FetchEvent]| events.len() > 3;
         let cut = rig.run_until(["", "", ""], job.clone(), None, third).await;
-        let checkpoint = cut.checkpoints().pop();
-        assert_eq!(checkpoint.is_some(), is_cheap, "{name}");
-        if is_cheap {
-            assert_eq!(cut.result.unwrap_err().kind, FailureKind::Cancelled, "{name}");
-        }
+        assert_eq!(cut.result.as_ref().unwrap_err().kind, FailureKind::Cancelled, "{name}");
+        let checkpoint = cut.checkpoints().pop().unwrap();
+        let (had, proven) = (checkpoint.fetched_bytes, checkpoint.written_bytes);
+        assert!(proven >= 3 * MIB as u64, "{name}: {proven}");
+        assert_eq!(had > 0, goes_on_in_the_middle, "{name}: {had}");
+
         let before = rig.server.seen("/fw").len();
-        let outcome = rig.run_with(["", "", ""], job, checkpoint.clone()).await;
+        rig.written.store(0, Ordering::Relaxed);
+        let outcome = rig.run_with(["", "", ""], job, Some(checkpoint)).await;
+        let checkpoints = outcome.checkpoints();
         let written = outcome.result.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let given = rig.written.load(Ordering::Relaxed);
+        assert_eq!(given, image.len() as u64 - proven, "{name}: written again");
+        let sent = rig.server.sent_since("/fw", before) as u64;
+        assert_eq!(sent, file.len() as u64 - had, "{name}: fetched again");
         assert_eq!(written.image_digest, digest(&image), "{name}");
         assert_eq!(written.fetched_bytes, file.len() as u64, "{name}");
+        assert!(checkpoints.iter().all(|later| later.written_bytes > proven), "{name}");
+        assert!(!checkpoints.is_empty(), "{name}");
         assert_eq!(rig.verify(written).await, Ok(()), "{name}");
-        let had = checkpoint.map_or(0, |checkpoint| checkpoint.fetched_bytes as usize);
-        assert_eq!(rig.server.sent_since("/fw", before), file.len() - had, "{name}");
     }
+}
+
+/// Without a digest only the server's word says that a file is the one that was begun. If it lies,
+/// the image must at least be as long as what is on the medium.
+#[tokio::test]
+async fn notices_that_a_file_with_the_same_name_is_shorter() {
+    let rig = Rig::new().await;
+    let image = image(4 * MIB, 17);
+    let settings = ["", "", "allow_missing_digest = true"];
+    rig.server.put("/fw.sha256", File::new([]).with(vec![status(404, &[]); 2]));
+    let unsized_file = |content| File { has_length: false, ..File::new(content) };
+    rig.server.put("/fw", unsized_file(zstd(&image)));
+    let whole = rig.run_with(settings, bare_job(&rig.url("/fw")), None).await;
+    let checkpoint = whole.checkpoints().pop().unwrap();
+    rig.server.put("/fw", unsized_file(zstd(&image[..MIB])));
+    let outcome = rig.run_with(settings, bare_job(&rig.url("/fw")), Some(checkpoint)).await;
+    assert_eq!(outcome.result.unwrap_err().kind, FailureKind::ImageChanged);
 }
 
 /// A checkpoint is a claim. What it claims is proven before it is used.

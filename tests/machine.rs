@@ -229,7 +229,7 @@ fn event(name: &str) -> Event {
         ),
         "cancel" => Event::CancelRequested,
         "confirm" => Event::ConfirmRequested,
-        "roll back" => Event::RollBackRequested { id: id("new") },
+        "roll back" => Event::RollBackRequested { id: id("new"), origin: Origin::Local },
         "reboot" => Event::RestartRequested,
         "first bytes" => Event::FetchBegan,
         "checkpoint" => Event::Checkpointed(checkpoint()),
@@ -243,11 +243,12 @@ fn event(name: &str) -> Event {
         "healthy" => Event::Healthy,
         "trial over" => Event::TrialExpired("hub not reached".into()),
         "confirmed" => Event::Confirmed,
+        "not confirmed" => Event::ConfirmFailed(cause(FailureKind::Bootloader)),
         other => panic!("no event {other}"),
     }
 }
 
-const EVENTS: [&str; 23] = [
+const EVENTS: [&str; 24] = [
     "the same install",
     "an install",
     "desired: nothing",
@@ -271,6 +272,7 @@ const EVENTS: [&str; 23] = [
     "healthy",
     "trial over",
     "confirmed",
+    "not confirmed",
 ];
 
 // States and orders, said aloud ---------------------------------------------------------------
@@ -766,6 +768,34 @@ fn a_trial_has_one_deadline_per_boot_however_often_the_agent_starts() {
 }
 
 #[test]
+fn a_healthy_slot_that_cannot_be_made_the_default_is_left_when_its_time_is_over() {
+    let (saved, facts) = scene("confirming");
+    let in_time = Facts { since_boot_s: 614, ..facts.clone() };
+    let (same, orders) = step(saved.clone(), event("not confirmed"), &in_time);
+    assert_eq!((same, orders), (saved.clone(), vec![]), "it is tried again");
+    let late = Facts { since_boot_s: 615, ..facts };
+    let (saved, orders) = step(saved, event("not confirmed"), &late);
+    assert_eq!(say(&saved), "going back, bootloader, order 1");
+    assert_eq!(say_orders(&orders), "forget B; restart");
+}
+
+#[test]
+fn an_outcome_tells_why_the_machine_did_not_restart() {
+    let refused = || Event::RestartFailed(Failure::new(FailureKind::RestartFailed, "no polkit"));
+    for (scene_name, ended) in
+        [("restarting", "idle: failed, restartFailed"), ("going back", "idle: failed, stuck")]
+    {
+        let (mut saved, facts) = scene(scene_name);
+        for _ in 0..3 {
+            saved = step(saved, refused(), &facts).0;
+        }
+        assert_eq!(say(&saved), ended);
+        let told = format!("{:?}", saved.last.unwrap().kind);
+        assert!(told.contains("no polkit"), "{told}");
+    }
+}
+
+#[test]
 fn success_and_failure_leave_the_right_memory() {
     // Success: the new slot is home, and known by what it says of itself.
     let (saved, facts) = scene("confirming");
@@ -850,6 +880,14 @@ fn the_desired_properties_are_pursued_until_they_are_settled() {
     let (none, _) = step(failed, event("desired: nothing"), &facts);
     let (back, _) = step(none, desired("2", 7, false), &facts);
     assert_eq!(say(&back), "fetching, start 1");
+
+    // ... and writing it again while something else is under way, as soon as that has ended.
+    let (mut saved, facts) = scene("fetching");
+    saved.settled = Some(Digest::new([7; 32]));
+    let (busy, _) = step(saved, desired("2", 7, true), &facts);
+    let (idle, _) = step(busy, event("not fetched"), &facts);
+    let (again, _) = step(idle, desired("2", 7, false), &facts);
+    assert_eq!(say(&again), "fetching, start 1");
 
     // It was rolled back, or taken back by an operator: likewise settled.
     for (scene_name, last_event) in

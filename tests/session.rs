@@ -15,14 +15,16 @@
 #[path = "support/hub_device.rs"]
 mod hub_device;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use hub_device::{DEVICE, LIMIT, Setup, TIMING, is_end, reported, write_secret};
+use hub_device::{DEVICE, LIMIT, Setup, TIMING, is_end, reported, write_certificate, write_secret};
 use hubsim::{Event, EventKind, Hub, HubError, Options, Reason, Transport};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use twinboot::config;
 use twinboot::hub::credential::Source;
 use twinboot::hub::session::Timing;
@@ -141,28 +143,43 @@ async fn a_report_that_would_break_the_hubs_rules_is_made_to_fit() {
     device.acknowledged(generation).await;
 }
 
+/// CONNECT counts as none, then come SUBSCRIBE, the read of the twin, four patches and an answer.
+const PACKETS: u64 = 7;
+
 #[tokio::test]
 async fn survives_a_cut_at_every_packet() {
     let hub = hub().await;
-    for packets in 1..=10 {
+    for packets in 1..=PACKETS {
         for after in [false, true] {
             let id = format!("cut-{packets}-{after}");
-            let setup = Setup::new(&hub, &id);
+            // A cut is noticed by the cut alone, never by waiting for what does not come.
+            let timing = Timing { reply_limit: 10 * LIMIT, ..TIMING };
+            let setup = Setup { timing, ..Setup::new(&hub, &id) };
             let faults = hub.faults(&id);
             if after {
                 faults.drop_after_packets(packets).unwrap();
             } else {
                 faults.drop_before_packet(packets).unwrap();
             }
+            let mut events = hub.events();
             let mut device = setup.start();
             for step in 0..4 {
                 let generation =
                     device.report(json!({"ours": {"step": step, (format!("k{step}")): 1}}));
                 device.acknowledged(generation).await;
             }
+            // An answer that is cut off never comes: its caller calls again, as operators do.
+            let limit = Duration::from_secs(1);
+            while hub.invoke(&id, "getFirmwareStatus", Value::Null, limit).await.is_err() {
+                device.online().await;
+            }
+            let cut =
+                |event: &Event| event.kind == EventKind::Disconnected { reason: Reason::Fault };
+            events.wait_for(cut, LIMIT).await.unwrap();
             assert_works(&hub, &id, &mut device).await;
             let ours = &reported(&hub, &id)["ours"];
             assert_eq!(ours.as_object().unwrap().len(), 1, "{id}: {ours}");
+            device.stop().await;
         }
     }
 }
@@ -246,13 +263,16 @@ async fn comes_back_when_the_hub_comes_back() {
 #[tokio::test]
 async fn tells_people_why_there_is_no_session() {
     let hub = hub().await;
-    let stranger = Hub::start(Options::default()).await.unwrap();
+    let elsewhere = SocketAddr::from(([127, 0, 0, 2], 0));
+    let stranger = Hub::start(Options { mqtt: elsewhere, ..Options::default() }).await.unwrap();
 
     let mut setup = Setup::new(&hub, DEVICE);
-    setup.hub.ca_file = stranger.ca_path();
+    // Not the stranger's authority: hubs of one process share the key of theirs.
+    setup.hub.ca_file = setup.path("other-ca.pem");
+    write_certificate("other", &setup.hub.ca_file, &setup.path("other-ca.key"));
     setup.start().status_with("is not trusted").await;
 
-    let mut setup = Setup::new(&hub, DEVICE);
+    let mut setup = Setup::new(&stranger, DEVICE);
     setup.hub.host = Some("127.0.0.2".to_owned());
     setup.start().status_with("is not for 127.0.0.2").await;
 
@@ -266,7 +286,11 @@ async fn tells_people_why_there_is_no_session() {
     let credential = setup.hub.credential_file.clone();
     let mut device = setup.start();
     let status = device.status_with("MQTT code 5 (not authorized)").await;
-    assert!(!status.text.contains(string.rsplit_once('=').unwrap().1), "{}", status.text);
+    assert!(
+        !status.text.contains(string.split_once("SharedAccessKey=").unwrap().1),
+        "{}",
+        status.text
+    );
     // The right key is used as soon as it is there.
     write_secret(&credential, &hub.device_connection_string(DEVICE).unwrap());
     assert_works(&hub, DEVICE, &mut device).await;
@@ -298,47 +322,49 @@ async fn a_fight_over_the_identity_is_told() {
 #[tokio::test]
 async fn tokens_are_renewed_without_a_lost_call_or_report() {
     let hub = hub().await;
-    for (id, setup) in
-        [("tcp", Setup::new(&hub, "tcp")), ("ws", Setup::new(&hub, "ws").websocket(&hub))]
-    {
-        let timing = Timing { token_lifetime: Duration::from_secs(2), ..TIMING };
-        let mut device = Setup { timing, ..setup }.start();
-        device.online().await;
-        let mut events = hub.events();
-        let (mut answered, mut refused, mut step) = (0, 0, 0_u64);
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(7) {
-            step += 1;
-            device.report(json!({"ours": {"step": step}}));
-            match hub.invoke(id, "getFirmwareStatus", Value::Null, Duration::from_secs(5)).await {
-                Ok((200, _)) => answered += 1,
-                // The hub tells the caller at once that the device is between two connections.
-                Err(HubError::NotOnline { .. }) => {
-                    refused += 1;
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                other => panic!("a call was lost: {other:?}"),
-            }
-        }
-        let generation = device.report(json!({"ours": {"step": "last"}}));
-        device.acknowledged(generation).await;
-        device.stop().await;
+    tokio::join!(
+        renewals(&hub, "tcp", Setup::new(&hub, "tcp")),
+        renewals(&hub, "ws", Setup::new(&hub, "ws").websocket(&hub)),
+    );
+}
 
-        let (mut ends, mut steps) = (Vec::new(), Vec::new());
+/// Calls and reports without a pause until the token was renewed twice.
+async fn renewals(hub: &Hub, id: &str, setup: Setup) {
+    let timing = Timing { token_lifetime: Duration::from_secs(4), ..TIMING };
+    let mut device = Setup { timing, ..setup }.start();
+    device.online().await;
+    let mut events = hub.events();
+    let (mut answered, mut renewed, mut step) = (0, 0, 0_u64);
+    let mut reported = Value::Null;
+    while renewed < 2 {
+        step += 1;
+        device.report(json!({"ours": {"step": step}}));
+        match hub.invoke(id, "getFirmwareStatus", Value::Null, LIMIT).await {
+            Ok((200, _)) => answered += 1,
+            // The hub tells the caller at once that the device is between two connections.
+            Err(HubError::NotOnline { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => panic!("a call was lost: {other:?}"),
+        }
         while let Some(event) = events.try_next() {
+            if event.identity.is_none_or(|identity| identity.to_string() != id) {
+                continue;
+            }
             match event.kind {
-                EventKind::Disconnected { reason } => ends.push(reason),
-                EventKind::Reported { patch, status: 204, .. } => steps.push(patch),
-                EventKind::Warning { message } => panic!("{message}"),
+                EventKind::Connected { .. } => renewed += 1,
+                EventKind::Disconnected { reason } => {
+                    assert_eq!(reason, Reason::ClientDisconnected, "{id}");
+                }
+                EventKind::Reported { patch, status: 204, .. } => reported = patch,
+                EventKind::Warning { message } => panic!("{id}: {message}"),
                 _ => {}
             }
         }
-        println!("{id}: {answered} calls answered, {refused} refused, {} renewals", ends.len() - 1);
-        assert!(ends.len() >= 4, "{ends:?}");
-        assert!(ends.iter().all(|reason| *reason == Reason::ClientDisconnected), "{ends:?}");
-        assert_eq!(steps.last(), Some(&json!({"ours": {"step": "last"}})));
-        assert!(answered > 100, "{answered}");
     }
+    assert!(answered > 10 && reported["ours"]["step"].as_u64() > Some(10), "{answered} {reported}");
+    let generation = device.report(json!({"ours": {"step": "last"}}));
+    device.acknowledged(generation).await;
+    assert_eq!(self::reported(hub, id)["ours"], json!({"step": "last"}));
+    device.stop().await;
 }
 
 #[tokio::test]
@@ -346,9 +372,10 @@ async fn goes_through_an_http_proxy() {
     let hub = hub().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = format!("http://{}", listener.local_addr().unwrap());
+    let (opened, mut tunnels) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(tunnel(client));
+            tokio::spawn(tunnel(client, opened.clone()));
         }
     });
     for (id, websocket) in [("tcp", false), ("ws", true)] {
@@ -358,13 +385,15 @@ async fn goes_through_an_http_proxy() {
         }
         let text = format!("[hub]\nproxy = \"{proxy}\"");
         setup.hub.proxy = config::Config::parse(&text).unwrap().hub.proxy;
+        let port = setup.hub.port.unwrap();
         let mut device = setup.start();
         assert_works(&hub, id, &mut device).await;
+        assert_eq!(tunnels.try_recv().as_deref(), Ok(format!("localhost:{port}").as_str()));
     }
 }
 
-/// One connection through a proxy that knows CONNECT alone.
-async fn tunnel(client: TcpStream) {
+/// One connection through a proxy that knows CONNECT alone; tells where to.
+async fn tunnel(client: TcpStream, opened: mpsc::UnboundedSender<String>) {
     let mut client = BufReader::new(client);
     let mut request = String::new();
     while !request.ends_with("\r\n\r\n") {
@@ -372,7 +401,8 @@ async fn tunnel(client: TcpStream) {
     }
     let target = request.split(' ').nth(1).unwrap().to_owned();
     assert!(request.starts_with("CONNECT "), "{request}");
-    let mut server = TcpStream::connect(target).await.unwrap();
+    let mut server = TcpStream::connect(&target).await.unwrap();
+    opened.send(target).unwrap();
     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
     let _ = copy_bidirectional(&mut client, &mut server).await;
 }
@@ -412,13 +442,13 @@ async fn how_long_a_method_takes() {
         let mut device = setup.start();
         device.online().await;
         let mut times = Vec::new();
-        for _ in 0..1000 {
+        for _ in 0..200 {
             let began = Instant::now();
             hub.invoke(id, "getFirmwareStatus", Value::Null, LIMIT).await.unwrap();
             times.push(began.elapsed());
         }
         times.sort();
-        println!("{id}: p50 {:?}, p99 {:?}, worst {:?}", times[500], times[990], times[999]);
+        println!("{id}: p50 {:?}, p99 {:?}, worst {:?}", times[100], times[198], times[199]);
         device.stop().await;
     }
 }

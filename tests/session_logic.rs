@@ -188,13 +188,15 @@ async fn a_patch_without_an_answer_is_settled_by_reading() {
 async fn a_throttled_report_comes_back_as_the_newest() {
     let mut rig = Rig::new();
     rig.online(json!({}), json!({})).await;
+    let began = Instant::now();
     let mut sent = 0;
     rig.report(1, json!({"ours": {"percent": 0}}));
     for generation in 2..8 {
         let (id, _) = rig.patch_request().await;
         sent += 1;
         rig.answer(429, &id, &json!({"errorCode": 429_001, "message": "Throttled"}));
-        rig.status_with("throttles").await;
+        let status = rig.status_with("throttles").await;
+        assert_eq!(status.acknowledged, 0, "refused is not acknowledged");
         // Ten reports while the session holds back: they are one in the end.
         for step in 0..10 {
             rig.report(
@@ -205,6 +207,8 @@ async fn a_throttled_report_comes_back_as_the_newest() {
     }
     let (id, patch) = rig.patch_request().await;
     assert_eq!(patch, json!({"ours": {"percent": 79}}));
+    // Six delays of up to 1, 2, 4 ... 32 s: together less than one second once in 20 million runs.
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
     rig.answer(204, &id, &Value::Null);
     rig.acknowledged(79).await;
     assert_eq!(sent, 6);

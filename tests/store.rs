@@ -111,7 +111,6 @@ fn what_cannot_be_understood_is_set_aside_and_told_of() {
             "layout 2, but this agent knows layout 1",
         ),
         (good.replace("run-1", "run-2"), "but it should have sha256:"),
-        (good.replacen("{", "{\"more\":0,", 1), "unknown field `more`"),
         ("\0".repeat(4096), "not a saved state"),
         (" ".repeat(2 << 20), "longer than 1048576 bytes"),
     ]
@@ -127,10 +126,22 @@ fn what_cannot_be_understood_is_set_aside_and_told_of() {
         assert_eq!(fs::read_to_string(path).unwrap(), content);
         assert_eq!(store.load().unwrap(), Loaded::default(), "it is told of once");
     }
-    let kept = ["lock", "state.json.bad-6", "state.json.bad-7", "state.json.bad-8"];
+    let kept = ["lock", "state.json.bad-5", "state.json.bad-6", "state.json.bad-7"];
     assert_eq!(names(folder.path()), kept);
     store.save(&saved("after")).unwrap();
     assert_eq!(store.load().unwrap().saved, Some(saved("after")));
+}
+
+/// After a rollback: the older agent is back, and finds the file of the newer one.
+#[test]
+fn what_a_newer_agent_added_to_the_file_is_passed_over() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("state.json");
+    let mut store = FileStore::open(folder.path()).unwrap();
+    store.save(&saved("good")).unwrap();
+    let text = fs::read_to_string(&file).unwrap().replacen('{', "{\"more\":0,", 1);
+    fs::write(&file, text).unwrap();
+    assert_eq!(store.load().unwrap(), Loaded { saved: Some(saved("good")), set_aside: None });
 }
 
 #[test]

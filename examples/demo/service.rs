@@ -35,6 +35,16 @@ impl Service {
         })
     }
 
+    /// Where direct methods are called.
+    pub fn method_url(&self) -> String {
+        format!("{}/twins/{}/methods?{API}", self.base, self.device)
+    }
+
+    /// Where the twin is read.
+    pub fn twin_url(&self) -> String {
+        format!("{}/twins/{}?{API}", self.base, self.device)
+    }
+
     /// Calls the direct method and returns its status and answer.
     pub async fn call(&self, method: &str, payload: Value) -> Result<(u64, Value)> {
         let body = json!({
@@ -42,8 +52,7 @@ impl Service {
             "payload": payload,
             "responseTimeoutInSeconds": 30,
         });
-        let path = format!("/twins/{}/methods", self.device);
-        let mut answer = self.ask(Method::POST, &path, Some(body)).await?;
+        let mut answer = self.ask(Method::POST, self.method_url(), Some(body)).await?;
         let status = answer.get("status").and_then(Value::as_u64).context("no status")?;
         let payload = answer.get_mut("payload").map(Value::take).unwrap_or_default();
         Ok((status, payload))
@@ -51,14 +60,12 @@ impl Service {
 
     /// The reported properties of the device's twin.
     pub async fn reported(&self) -> Result<Value> {
-        let path = format!("/twins/{}", self.device);
-        let mut twin = self.ask(Method::GET, &path, None).await?;
+        let mut twin = self.ask(Method::GET, self.twin_url(), None).await?;
         let reported = twin.pointer_mut("/properties/reported").map(Value::take);
         reported.context("a twin without reported properties")
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
-        let url = format!("{}{path}?{API}", self.base);
+    async fn ask(&self, method: Method, url: String, body: Option<Value>) -> Result<Value> {
         let mut request = self.client.request(method, url).header("Authorization", &self.token);
         if let Some(body) = body {
             request = request.header("Content-Type", "application/json").body(body.to_string());

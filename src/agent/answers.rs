@@ -25,18 +25,18 @@ pub fn answer(verdict: &Verdict) -> Answer {
         Verdict::TooLate(id) => refused(
             "tooLate",
             "The new slot is about to be tried or is being tried; wait for its end, or call \
-             rollbackFirmware during the trial",
+             roll back during the trial",
             Some(id),
         ),
         Verdict::Unconfirmed => refused(
             "unconfirmed",
-            "The running slot is not confirmed, so the other one may be the only good one; call \
-             confirmFirmware first",
+            "The running slot is not confirmed, so the other one may be the only good one; \
+             confirm it first",
             None,
         ),
         Verdict::NoWayBack => refused(
             "noWayBack",
-            "The other slot holds no image known to be whole; install one with firmwareUpdate",
+            "The other slot holds no image known to be whole; install one first",
             None,
         ),
         Verdict::Nothing => refused("nothing", "There is nothing this applies to now", None),

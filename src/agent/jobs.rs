@@ -135,6 +135,9 @@ async fn finished(task: Option<JoinHandle<()>>) {
     }
 }
 
+/// A round that begins when the time is over, after a late start of the agent, gets this long.
+const LEAST_ROUND: Duration = Duration::from_secs(1);
+
 /// What a watch over the running slot goes by.
 #[derive(Clone, Debug)]
 pub struct Watch {
@@ -161,27 +164,27 @@ pub fn watch(health: &Arc<dyn HealthChecks>, clock: &Arc<dyn Clock>, orders: Wat
                     // The checks take time, and the session may have gone meanwhile.
                     hub_is_well(&orders)
                 };
+                let left = || match orders.deadline_s.map(Duration::from_secs) {
+                    None => Duration::MAX,
+                    Some(deadline) => deadline.saturating_sub(clock.since_boot()),
+                };
                 let problem = tokio::select! {
                     () = cancel.cancelled() => return,
-                    result = round => match result {
-                        Ok(()) => {
+                    result = tokio::time::timeout(left().max(LEAST_ROUND), round) => match result {
+                        Ok(Ok(())) => {
                             let _ = tell.send(Event::Healthy).await;
                             return;
                         }
-                        Err(problem) => problem,
+                        Ok(Err(problem)) => problem,
+                        Err(_) => "the health checks were not done when the trial's time was over"
+                            .to_owned(),
                     },
                 };
-                let pause = match orders.deadline_s.map(Duration::from_secs) {
-                    None => orders.interval,
-                    Some(deadline) => {
-                        let left = deadline.saturating_sub(clock.since_boot());
-                        if left.is_zero() {
-                            let _ = tell.send(Event::TrialExpired(problem)).await;
-                            return;
-                        }
-                        left.min(orders.interval)
-                    }
-                };
+                let pause = left().min(orders.interval);
+                if pause.is_zero() {
+                    let _ = tell.send(Event::TrialExpired(problem)).await;
+                    return;
+                }
                 let mut session = orders.session.clone();
                 session.mark_unchanged();
                 tokio::select! {

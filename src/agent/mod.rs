@@ -3,14 +3,15 @@
 mod answers;
 mod jobs;
 mod orders;
+mod picture;
 mod ports;
 mod sentence;
+mod troubles;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -24,14 +25,15 @@ use crate::logging::chain;
 use crate::request::{Answer, Command, Request};
 use crate::store::{Loaded, StateStore, StoreError};
 use crate::update::{
-    BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted,
-    own_section, report, step,
+    BootId, Device, Event, Facts, Limits, Order, Phase, Progress, RunId, Saved, State, Verdict,
+    Wanted, step,
 };
 
 pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
 pub use sentence::sentence;
 
 use jobs::Running;
+use troubles::{Trouble, Troubles};
 
 /// How long an answer waits for the hub to acknowledge the first report of a new run. Operators'
 /// programs look into the twin right after the answer.
@@ -95,7 +97,7 @@ pub struct Inputs {
 }
 
 /// Makes an update out of a desired document; `None` if it asks for none.
-pub type ReadDesired = Box<dyn Fn(&Desired) -> Option<Wanted> + Send>;
+pub type ReadDesired = Box<dyn Fn(&Desired) -> Option<Wanted> + Send + Sync>;
 
 /// Why the agent gave up. The saved state is good to start from.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,7 @@ pub struct Agent {
     facts: BootFacts,
     boot_id: BootId,
     device: Device,
+    troubles: Troubles,
     saved: Saved,
     /// Events whose state could not be saved yet, oldest first.
     unsaved: VecDeque<Event>,
@@ -201,6 +204,7 @@ impl Agent {
             facts,
             boot_id: identity.boot,
             device,
+            troubles: Troubles::new(),
             saved: saved.unwrap_or_default(),
             unsaved: VecDeque::new(),
             desired: None,
@@ -265,7 +269,12 @@ impl Agent {
                 self.supervisor.status(&self.sentence());
             }
             Input::Request(request) => self.answer(request).await?,
-            Input::Event(event) => self.handle(event, None).await?,
+            Input::Event(event) => {
+                if let Event::RestartFailed(failure) = &event {
+                    self.trouble(Trouble::Restarting, Some(failure.detail.clone()));
+                }
+                self.handle(event, None).await?;
+            }
             Input::Desired(desired) => {
                 let wanted = (self.read_desired)(&desired);
                 self.desired = wanted.clone();
@@ -279,12 +288,14 @@ impl Agent {
                 for event in events {
                     self.handle(event, None).await?;
                 }
+                if self.unsaved_trial_is_over() {
+                    let _ = self.carry_out(Order::Restart, &mut None).await?;
+                }
             }
             Input::RetryConfirm => {
                 self.retry_confirm = None;
-                if self.may_confirm()
-                    && let Some(event) = self.confirm().await?
-                {
+                if self.may_confirm() {
+                    let event = self.confirm().await?;
                     self.handle(event, None).await?;
                 }
             }
@@ -310,7 +321,7 @@ impl Agent {
             let home = self.saved.home;
             let (next, orders) = step(self.saved.clone(), event.clone(), &self.facts());
             if next != self.saved
-                && let Err(error) = self.save(next).await?
+                && let Err(error) = self.save(next, &event).await?
             {
                 self.cannot_save(&error, event, reply.take());
                 continue;
@@ -342,13 +353,20 @@ impl Agent {
         Ok(())
     }
 
-    /// Saves and publishes `next`. The inner error leaves everything as it was.
-    async fn save(&mut self, mut next: Saved) -> Result<Result<(), StoreError>, AgentError> {
+    /// Saves and publishes `next`, which `event` led to. The inner error leaves everything as it
+    /// was.
+    async fn save(
+        &mut self,
+        mut next: Saved,
+        event: &Event,
+    ) -> Result<Result<(), StoreError>, AgentError> {
         next.newest_time = next.newest_time.max(self.clock.wall());
         let copy = next.clone();
-        if let Err(error) = blocking(&self.store, move |store| store.save(&copy)).await? {
+        let saved = self.patiently(blocking(&self.store, move |store| store.save(&copy))).await?;
+        if let Err(error) = saved {
             return Ok(Err(error));
         }
+        self.trouble(Trouble::Saving, None);
         let (old, new) = (Phase::of(&self.saved.state), Phase::of(&next.state));
         self.saved = next;
         if old != new {
@@ -365,7 +383,11 @@ impl Agent {
                 sentence(&self.saved, &Progress::default()),
             );
         }
-        self.publish();
+        if matches!(event, Event::Checkpointed(_)) {
+            self.progressed();
+        } else {
+            self.publish();
+        }
         Ok(Ok(()))
     }
 
@@ -376,10 +398,9 @@ impl Agent {
         event: Event,
         reply: Option<oneshot::Sender<Answer>>,
     ) {
-        let problem = chain(error).to_string();
-        error!(error = problem, "the state cannot be saved; make room on its partition");
+        let message = format!("{}; make room on its partition", chain(error));
+        self.trouble(Trouble::Saving, Some(message.clone()));
         if let Some(reply) = reply {
-            let message = format!("the agent cannot save its state: {problem}");
             let _ = reply.send(Answer::refused(500, "stateNotSaved", message));
         } else if !matches!(event, Event::Checkpointed(_)) {
             self.unsaved.push_back(event);
@@ -397,37 +418,25 @@ impl Agent {
             Command::Install(job, origin) => Event::Requested { id: run_id(), job, origin },
             Command::Cancel => Event::CancelRequested,
             Command::Confirm => Event::ConfirmRequested,
-            Command::RollBack => Event::RollBackRequested { id: run_id() },
+            Command::RollBack(origin) => Event::RollBackRequested { id: run_id(), origin },
             Command::Reboot => Event::RestartRequested,
         };
-        if !self.unsaved.is_empty() {
-            let message = "the agent cannot save its state; make room on its partition";
-            let _ = request.reply.send(Answer::refused(500, "stateNotSaved", message));
+        if let Some(problem) = self.troubles.get(&Trouble::Saving)
+            && !self.unsaved.is_empty()
+        {
+            if event == Event::RestartRequested {
+                // Like a power cut, which is survived at any moment; it may be the way out.
+                let mut reply = Some(request.reply);
+                for order in [Order::Answer(Verdict::Restarting), Order::Restart] {
+                    let _ = self.carry_out(order, &mut reply).await?;
+                }
+            } else {
+                let refusal = Answer::refused(500, "stateNotSaved", problem.clone());
+                let _ = request.reply.send(refusal);
+            }
             return Ok(());
         }
         self.handle(event, Some(request.reply)).await
-    }
-
-    /// Everything there is to know, with live figures.
-    fn status(&self) -> Answer {
-        let progress = *self.progress_seen.borrow();
-        let session = self.inputs.session.borrow().clone();
-        let Value::Object(mut body) = own_section(&self.saved, &progress, &self.device) else {
-            return Answer::refused(500, "internal", "the status is no object");
-        };
-        body.insert("text".to_owned(), json!(sentence(&self.saved, &progress)));
-        body.insert("hub".to_owned(), json!({ "online": session.online, "text": session.text }));
-        Answer::ok(body)
-    }
-
-    fn sentence(&self) -> String {
-        let update = if self.unsaved.is_empty() {
-            sentence(&self.saved, &self.progress_seen.borrow())
-        } else {
-            "the state cannot be saved; make room on its partition".to_owned()
-        };
-        let session = self.inputs.session.borrow();
-        if session.text.is_empty() { update } else { format!("{update}; {}", session.text) }
     }
 
     fn facts(&self) -> Facts {
@@ -442,45 +451,6 @@ impl Agent {
         }
     }
 
-    /// Shows the newest picture; the session sends what differs from the hub's.
-    fn publish(&mut self) {
-        let progress = *self.progress_seen.borrow();
-        self.reported_progress = (Instant::now(), self.percent(&progress));
-        if self.device.started.is_none() {
-            self.device.started = self.clock.wall();
-        }
-        let document = report(&self.saved, &progress, &self.device);
-        self.inputs.report.send_if_modified(|report| {
-            if report.document == document && report.generation > 0 {
-                return false;
-            }
-            let generation = report.generation.saturating_add(1);
-            *report = Arc::new(Report { generation, document });
-            true
-        });
-        self.supervisor.status(&self.sentence());
-    }
-
-    /// Mere progress is thinned: it is worth a report after a while and a step.
-    fn progressed(&mut self) {
-        let progress = *self.progress_seen.borrow_and_update();
-        let (when, percent) = self.reported_progress;
-        let step = self.percent(&progress).abs_diff(percent);
-        if when.elapsed() >= self.settings.progress_interval
-            && step >= self.settings.progress_step_percent
-        {
-            self.publish();
-        }
-    }
-
-    fn percent(&self, progress: &Progress) -> u64 {
-        Phase::of(&self.saved.state).percent(&self.saved.state, progress).unwrap_or(0)
-    }
-
-    fn generation(&self) -> u64 {
-        self.inputs.report.borrow().generation
-    }
-
     /// A confirmation that comes late must not undo a switch or a way back that was ordered since.
     fn may_confirm(&self) -> bool {
         match &self.saved.state {
@@ -489,6 +459,40 @@ impl Agent {
             State::Switching { .. } | State::RollingBack { .. } => false,
             State::Trial { healthy, .. } => *healthy,
         }
+    }
+
+    /// A trial that cannot even be noted down ends in time too: the try was for one boot, so a
+    /// restart leads back.
+    fn unsaved_trial_is_over(&self) -> bool {
+        let facts = self.facts();
+        !self.unsaved.is_empty()
+            && self.restarting.is_none()
+            && facts.since_boot_s >= facts.limits.trial_s
+            && matches!(
+                step(self.saved.clone(), Event::Started, &facts).0.state,
+                State::Trial { .. }
+            )
+    }
+
+    /// Waits for a blocking call of known length without looking dead to the supervisor.
+    async fn patiently<T>(&self, call: impl Future<Output = T>) -> T {
+        tokio::pin!(call);
+        loop {
+            // Cancel-safe: `call` is pinned outside the loop.
+            tokio::select! {
+                biased;
+                result = &mut call => return result,
+                () = tokio::time::sleep(ALIVE) => self.supervisor.alive(),
+            }
+        }
+    }
+
+    /// Asks the bootloader, on a blocking thread.
+    async fn with_boot<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut (dyn Bootloader + 'static)) -> R + Send + 'static,
+    ) -> Result<R, AgentError> {
+        self.patiently(blocking(&self.boot, work)).await
     }
 
     /// The checks are for a slot that is not known good yet.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::error;
 
-use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, blocking, jobs};
+use super::troubles::Trouble;
+use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs};
 use crate::logging::chain;
 use crate::request::Answer;
 use crate::update::{Event, Failure, FailureKind, Order, Verdict};
@@ -34,7 +35,7 @@ impl Agent {
                 }
             }
             Order::Retire(slot) => {
-                let result = blocking(&self.boot, move |boot| boot.retire(slot)).await?;
+                let result = self.with_boot(move |boot| boot.retire(slot)).await?;
                 if let Err(error) = result {
                     let failure =
                         bootloader_failed("make sure that the slot does not boot", &error);
@@ -54,23 +55,19 @@ impl Agent {
             }
             Order::StopWork => self.stop_work(),
             Order::TryNext(slot) => {
-                let result = blocking(&self.boot, move |boot| boot.try_next(slot)).await?;
+                let result = self.with_boot(move |boot| boot.try_next(slot)).await?;
                 let result =
                     result.map_err(|error| bootloader_failed("have the new slot tried", &error));
                 return Ok(Done::With(Event::Switched(result)));
             }
             Order::CancelTry(slot) => {
-                let result = blocking(&self.boot, move |boot| boot.cancel_try(slot)).await?;
+                let result = self.with_boot(move |boot| boot.cancel_try(slot)).await?;
                 if let Err(error) = result {
                     // The try was for one boot only, so what follows is right all the same.
                     error!(%slot, error = %chain(&error), "the bootloader still means to try it");
                 }
             }
-            Order::Confirm => {
-                if let Some(event) = self.confirm().await? {
-                    return Ok(Done::With(event));
-                }
-            }
+            Order::Confirm => return Ok(Done::With(self.confirm().await?)),
             Order::Watch(deadline_s) => {
                 let generation = self.settings.hub_must_be_well.then(|| self.generation());
                 let orders = jobs::Watch {
@@ -83,6 +80,7 @@ impl Agent {
             }
             order @ (Order::RestartToTry | Order::Restart) => {
                 self.stop_work();
+                self.trouble(Trouble::Restarting, None);
                 let trying = order == Order::RestartToTry;
                 let orders = jobs::Restart {
                     argument: self.restart_argument.filter(|_| trying),
@@ -97,18 +95,18 @@ impl Agent {
         Ok(Done::Quietly)
     }
 
-    /// Marks the running slot good; tries again later if the bootloader refuses.
-    pub(super) async fn confirm(&mut self) -> Result<Option<Event>, AgentError> {
-        match blocking(&self.boot, |boot| boot.confirm()).await? {
-            Ok(()) => Ok(Some(Event::Confirmed)),
+    /// Marks the running slot good; if the bootloader refuses, that is told, and tried again later.
+    pub(super) async fn confirm(&mut self) -> Result<Event, AgentError> {
+        match self.with_boot(|boot| boot.confirm()).await? {
+            Ok(()) => {
+                self.trouble(Trouble::Confirming, None);
+                Ok(Event::Confirmed)
+            }
             Err(error) => {
-                warn!(
-                    error = %chain(&error),
-                    retry_in_s = RETRY.as_secs(),
-                    "the running slot could not be marked good"
-                );
+                let failure = bootloader_failed("mark the running slot good", &error);
+                self.trouble(Trouble::Confirming, Some(failure.detail.clone()));
                 self.retry_confirm = Some(Instant::now() + RETRY);
-                Ok(None)
+                Ok(Event::ConfirmFailed(failure))
             }
         }
     }

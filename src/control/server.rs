@@ -1,13 +1,16 @@
 //! The daemon's end of the socket.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::{Gid, Group, chown};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -15,6 +18,13 @@ use super::{Ask, MAX_LINE_BYTES, Reply};
 use crate::config;
 use crate::request::{Answer, Command, Request};
 use crate::update::{Job, Origin, ParseError};
+
+/// Connections served at a time; more wait for their turn, so that they never take all file
+/// descriptors of the daemon.
+const CONNECTIONS: usize = 64;
+
+/// How long a connection may say nothing, or take nothing. A command asks at once.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the socket cannot be offered.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +36,12 @@ pub enum ServerError {
         socket: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Something else is there, and it is not ours to remove.
+    #[error("control.socket = {}: there is a file that is no socket; name another path", socket.display())]
+    NoSocket {
+        /// The path.
+        socket: PathBuf,
     },
     /// Another daemon has it.
     #[error("another twinbootd already listens on {}; stop it first", socket.display())]
@@ -60,9 +76,13 @@ impl Server {
         if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
             return Err(ServerError::Taken { socket });
         }
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        match std::fs::symlink_metadata(&socket) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(ServerError::NoSocket { socket });
+            }
+            Ok(_) => std::fs::remove_file(&socket).map_err(failed)?,
         }
         // Connecting takes the right to write, which no umask in use grants to strangers, so
         // there is no moment in which the socket is open to them.
@@ -80,30 +100,38 @@ impl Server {
 
     /// Serves until `cancel`, then removes the socket.
     pub async fn run(self, requests: mpsc::Sender<Request>, cancel: CancellationToken) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            // Cancel-safe: `accept` is.
-            tokio::select! {
+            // Cancel-safe: a permit and a connection that are not used are given back; a
+            // connection is taken only by the last step.
+            let next = async {
+                let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+                Ok((place, self.listener.accept().await?.0))
+            };
+            let accepted: io::Result<_> = tokio::select! {
                 () = cancel.cancelled() => break,
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        let (requests, stop) = (requests.clone(), cancel.clone());
-                        let allow_http = self.allow_http;
-                        tokio::spawn(async move {
-                            tokio::select! {
-                                () = stop.cancelled() => {}
-                                result = serve(stream, &requests, allow_http) => {
-                                    if let Err(error) = result {
-                                        debug!(%error, "a command went away");
-                                    }
+                accepted = next => accepted,
+            };
+            match accepted {
+                Ok((place, stream)) => {
+                    let (requests, stop) = (requests.clone(), cancel.clone());
+                    let allow_http = self.allow_http;
+                    tokio::spawn(async move {
+                        let _place = place;
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            result = serve(stream, &requests, allow_http) => {
+                                if let Err(error) = result {
+                                    debug!(%error, "a command went away");
                                 }
                             }
-                        });
-                    }
-                    Err(error) => {
-                        warn!(%error, "cannot accept a connection of the device command");
-                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                    }
-                },
+                        }
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection of the device command");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
         }
         remove(&self.socket);
@@ -124,6 +152,7 @@ fn group(control: &config::Control) -> Result<Option<Gid>, ServerError> {
     }
 }
 
+/// Answers line by line, until the other end goes or falls silent.
 async fn serve(
     stream: UnixStream,
     requests: &mpsc::Sender<Request>,
@@ -133,23 +162,29 @@ async fn serve(
     let mut reader = BufReader::new(reader);
     let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);
     loop {
-        let mut line = String::new();
-        let read = (&mut reader).take(limit).read_line(&mut line).await?;
-        if read == 0 {
+        let mut line = Vec::new();
+        let mut bounded = (&mut reader).take(limit);
+        if timeout(IDLE_LIMIT, bounded.read_until(b'\n', &mut line)).await?? == 0 {
             return Ok(());
         }
-        if !line.ends_with('\n') {
-            return Err(io::Error::other("a line without an end"));
-        }
+        let is_whole = line.ends_with(b"\n");
         let answer = match parse(&line, allow_http) {
+            _ if !is_whole => nonsense(&format!("a line must end within {MAX_LINE_BYTES} bytes")),
             Ok(command) => ask(command, requests).await,
             Err(refusal) => refusal,
         };
         let reply = Reply { status: answer.status, body: answer.body };
         let mut text = serde_json::to_vec(&reply)?;
         text.push(b'\n');
-        writer.write_all(&text).await?;
+        timeout(IDLE_LIMIT, writer.write_all(&text)).await??;
+        if !is_whole {
+            return Ok(());
+        }
     }
+}
+
+fn nonsense(problem: &str) -> Answer {
+    Answer::refused(400, "invalidRequest", format!("the request makes no sense: {problem}"))
 }
 
 async fn ask(command: Command, requests: &mpsc::Sender<Request>) -> Answer {
@@ -162,10 +197,8 @@ async fn ask(command: Command, requests: &mpsc::Sender<Request>) -> Answer {
     answer.await.unwrap_or_else(|_| going_down())
 }
 
-fn parse(line: &str, allow_http: bool) -> Result<Command, Answer> {
-    let ask: Ask = serde_json::from_str(line).map_err(|error| {
-        Answer::refused(400, "invalidRequest", format!("the request makes no sense: {error}"))
-    })?;
+fn parse(line: &[u8], allow_http: bool) -> Result<Command, Answer> {
+    let ask: Ask = serde_json::from_slice(line).map_err(|error| nonsense(&error.to_string()))?;
     let wrong = |key: &'static str| {
         move |problem: ParseError| {
             Answer::refused(400, "invalidRequest", format!("{key} = {problem}"))
@@ -175,7 +208,7 @@ fn parse(line: &str, allow_http: bool) -> Result<Command, Answer> {
         Ask::Status => Command::Status,
         Ask::Cancel => Command::Cancel,
         Ask::Confirm => Command::Confirm,
-        Ask::Rollback => Command::RollBack,
+        Ask::Rollback => Command::RollBack(Origin::Local),
         Ask::Install { url, sha256, version } => {
             let job = Job {
                 url: url.parse().map_err(wrong("url"))?,

@@ -97,7 +97,12 @@ fn unreadable(url: &ImageUrl, error: &io::Error) -> Failure {
     let (kind, advice) = match error.kind() {
         io::ErrorKind::PermissionDenied => (FailureKind::AccessDenied, "let the agent read it"),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::Other => {
-            (FailureKind::NotFound, "put the image there or correct the URL")
+            {
+                // As PrivateTmp= in the unit has it.
+                let advice = "put the image there (not into /tmp: the service has its own) or correct \
+                          the URL";
+                (FailureKind::NotFound, advice)
+            }
         }
         _ => (FailureKind::Network, "check the medium that it lies on"),
     };

@@ -12,6 +12,8 @@ mod local;
 mod pipeline;
 mod retry;
 mod transfer;
+mod unpack;
+mod write;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -65,7 +67,7 @@ impl Fetcher {
         installer: SharedInstaller,
         user_agent: &str,
     ) -> Result<Self, FetchError> {
-        client::client(&config.fetch, user_agent, false)?;
+        client::check(&config.fetch)?;
         Ok(Fetcher {
             shared: Arc::new(Shared {
                 settings: config.fetch.clone(),

@@ -12,16 +12,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use super::decode::{Decoder, Format};
-use super::hash::Hash;
+use super::decode::Format;
+use super::unpack::{Unpacker, Unpacking};
+use super::write::Writer;
 use crate::agent::FetchEvent;
-use crate::install::{ImageSink, Interrupter, SharedInstaller};
+use crate::install::{Interrupter, SharedInstaller};
 use crate::update::{
     Checkpoint, Digest, Failure, FailureKind, HashState, ImageUrl, Progress, Slot, Written,
 };
 
 /// Bytes that travel from thread to thread at once.
-const BLOCK_BYTES: usize = 256 * 1024;
+pub(super) const BLOCK_BYTES: usize = 64 * 1024;
 /// Blocks that may wait between two threads.
 const BLOCKS_WAITING: usize = 2;
 
@@ -66,7 +67,7 @@ impl Identity {
 pub(super) struct Closed;
 
 /// What flows towards the slot.
-enum Piece {
+pub(super) enum Piece {
     /// Comes first, before any byte.
     Start {
         is_raw: bool,
@@ -75,8 +76,9 @@ enum Piece {
         identity: Identity,
     },
     Bytes(Vec<u8>),
-    /// A decoder could start afresh here.
-    Boundary {
+    /// Everything up to here can be had again from a decoder that starts at `fetched_bytes`: here
+    /// itself, or the beginning of the file.
+    Mark {
         fetched_bytes: u64,
         fetched_hash: HashState,
     },
@@ -106,12 +108,7 @@ impl Feed {
         let plan = Arc::new(plan);
         let (pieces, input) = mpsc::channel(BLOCKS_WAITING);
         let (tell, resumed) = oneshot::channel();
-        let writer = Writer {
-            plan: Arc::clone(&plan),
-            stop: stop.clone(),
-            hash: Hash::default(),
-            written_bytes: 0,
-        };
+        let writer = Writer::new(&plan, &stop);
         let writer = spawn_blocking(move || writer.run(input, tell));
         let resumed = resumed.await.unwrap_or(false);
         let checkpoint = plan.checkpoint.clone().filter(|_| resumed);
@@ -226,17 +223,8 @@ impl Feed {
         }
         // From here on the network feeds the decoder, and the decoder feeds the writer.
         let (pieces, input) = mpsc::channel(BLOCKS_WAITING);
-        let checkpoint = self.checkpoint.as_ref();
         let output = std::mem::replace(&mut self.pieces, pieces);
-        let unpacker = Unpacker {
-            plan: Arc::clone(&self.plan),
-            output,
-            block: Vec::new(),
-            hash: checkpoint.and_then(|at| Hash::resume(&at.fetched_hash)).unwrap_or_default(),
-            fetched_bytes: checkpoint.map_or(0, |checkpoint| checkpoint.fetched_bytes),
-            unpacked_bytes: 0,
-            boundary_at: 0,
-        };
+        let unpacker = Unpacker::new(&self.plan, self.checkpoint.as_ref(), output);
         self.unpacker = Some(spawn_blocking(move || unpacker.run(format, input)));
         Ok(())
     }
@@ -268,16 +256,23 @@ fn is_raw(checkpoint: &Checkpoint) -> bool {
 
 /// Ends the threads of a pipeline.
 #[derive(Clone)]
-struct Stop {
+pub(super) struct Stop {
     token: CancellationToken,
     interrupter: Arc<Mutex<Option<Interrupter>>>,
 }
 
 impl Stop {
-    fn keep(&self, interrupter: Option<Interrupter>) {
+    /// Whether the threads are to end.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Keeps what ends the wait of the installer.
+    pub(super) fn keep(&self, interrupter: Option<Interrupter>) {
         *self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) = interrupter;
     }
 
+    /// Ends them.
     fn now(&self) {
         self.token.cancel();
         let interrupter = self.interrupter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -287,251 +282,8 @@ impl Stop {
     }
 }
 
-/// Why the decoder ended.
-enum Unpacking {
-    /// The file is of no use.
-    Failed(Failure),
-    /// The writer is gone, and knows why.
-    Closed,
-}
-
-/// The decoder's thread.
-struct Unpacker {
-    plan: Arc<Plan>,
-    output: mpsc::Sender<Piece>,
-    block: Vec<u8>,
-    hash: Hash,
-    fetched_bytes: u64,
-    unpacked_bytes: u64,
-    /// Where in the image the last boundary was told.
-    boundary_at: u64,
-}
-
-impl Unpacker {
-    fn run(mut self, format: Format, mut input: mpsc::Receiver<Piece>) -> Result<(), Unpacking> {
-        let decoder = Decoder::new(format, self.plan.decoder_memory_bytes);
-        let decoder = decoder.map_err(|error| Unpacking::Failed(error.failure(0)))?;
-        let Some(mut decoder) = decoder else { return Err(Unpacking::Closed) };
-        while let Some(piece) = input.blocking_recv() {
-            match piece {
-                Piece::Bytes(bytes) => self.unpack(&mut decoder, &bytes)?,
-                Piece::End(digest) => return self.end(&decoder, digest),
-                Piece::Start { .. } | Piece::Boundary { .. } => {}
-            }
-        }
-        Err(Unpacking::Closed)
-    }
-
-    fn unpack(&mut self, decoder: &mut Decoder, mut bytes: &[u8]) -> Result<(), Unpacking> {
-        loop {
-            if decoder.is_between_parts() && bytes.first().is_some_and(|byte| *byte != 0) {
-                self.tell_boundary()?;
-            }
-            if self.block.capacity() == 0 {
-                self.block.reserve_exact(BLOCK_BYTES);
-            }
-            let before = self.block.len();
-            let step = decoder
-                .decode(bytes, &mut self.block)
-                .map_err(|error| Unpacking::Failed(error.failure(self.fetched_bytes)))?;
-            let (consumed, rest) = bytes.split_at(step.consumed.min(bytes.len()));
-            self.hash.update(consumed);
-            self.fetched_bytes += length(consumed);
-            self.unpacked_bytes += u64::try_from(self.block.len() - before).unwrap_or(0);
-            bytes = rest;
-            if self.block.len() == self.block.capacity() {
-                self.flush()?;
-            } else if bytes.is_empty() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Tells the writer that it may make a checkpoint here, if it has written enough for one.
-    fn tell_boundary(&mut self) -> Result<(), Unpacking> {
-        if self.unpacked_bytes - self.boundary_at < self.plan.checkpoint_bytes {
-            return Ok(());
-        }
-        self.boundary_at = self.unpacked_bytes;
-        self.flush()?;
-        self.send(Piece::Boundary {
-            fetched_bytes: self.fetched_bytes,
-            fetched_hash: self.hash.state(),
-        })
-    }
-
-    fn end(mut self, decoder: &Decoder, digest: Option<Digest>) -> Result<(), Unpacking> {
-        check(self.hash.digest(), digest, &self.plan).map_err(Unpacking::Failed)?;
-        if !decoder.is_between_parts() {
-            let kind = FailureKind::CorruptImage;
-            let detail = format!(
-                "the compressed image {} ends in the middle, after {} bytes; build and upload it \
-                 again",
-                self.plan.url, self.fetched_bytes
-            );
-            return Err(Unpacking::Failed(Failure::new(kind, detail)));
-        }
-        self.flush()?;
-        // What is written is not what was fetched, and the digest is about the latter.
-        self.send(Piece::End(None))
-    }
-
-    fn flush(&mut self) -> Result<(), Unpacking> {
-        if self.block.is_empty() {
-            return Ok(());
-        }
-        let block = std::mem::take(&mut self.block);
-        self.send(Piece::Bytes(block))
-    }
-
-    fn send(&self, piece: Piece) -> Result<(), Unpacking> {
-        self.output.blocking_send(piece).map_err(|_| Unpacking::Closed)
-    }
-}
-
-/// The thread that hashes and writes the image.
-struct Writer {
-    plan: Arc<Plan>,
-    stop: Stop,
-    hash: Hash,
-    written_bytes: u64,
-}
-
-/// What the writer knows once the first bytes are there.
-struct Open {
-    sink: Box<dyn ImageSink>,
-    is_raw: bool,
-    identity: Identity,
-}
-
-impl Writer {
-    fn run(
-        mut self,
-        mut input: mpsc::Receiver<Piece>,
-        resumed: oneshot::Sender<bool>,
-    ) -> Result<Written, Failure> {
-        let mut sink = self.resume()?;
-        // The feed waits for this; it is only gone if the whole fetch was dropped.
-        let _ = resumed.send(sink.is_some());
-        let mut open = None;
-        while let Some(piece) = input.blocking_recv() {
-            if self.stop.token.is_cancelled() {
-                break;
-            }
-            match (piece, open.as_mut()) {
-                (Piece::Start { is_raw, image_bytes, identity }, _) => {
-                    let sink = match sink.take() {
-                        Some(sink) => sink,
-                        None => self.begin(image_bytes)?,
-                    };
-                    self.stop.keep(sink.interrupter());
-                    open = Some(Open { sink, is_raw, identity });
-                    // The wish to stop may have come before the interrupter did.
-                    if self.stop.token.is_cancelled() {
-                        break;
-                    }
-                }
-                (Piece::Bytes(bytes), Some(open)) => self.write(open, &bytes)?,
-                (Piece::Boundary { fetched_bytes, fetched_hash }, Some(open)) => {
-                    self.checkpoint(open, fetched_bytes, fetched_hash)?;
-                }
-                (Piece::End(digest), _) => {
-                    if let Some(open) = open {
-                        return self.end(open, digest);
-                    }
-                    break;
-                }
-                (_, None) => break,
-            }
-        }
-        Err(cancelled(&self.plan.url))
-    }
-
-    /// Proves the plan's checkpoint on the medium.
-    fn resume(&mut self) -> Result<Option<Box<dyn ImageSink>>, Failure> {
-        let plan = Arc::clone(&self.plan);
-        let Some(checkpoint) = &plan.checkpoint else { return Ok(None) };
-        let hashes = (Hash::resume(&checkpoint.image_hash), Hash::resume(&checkpoint.fetched_hash));
-        let (Some(hash), Some(_)) = hashes else { return Ok(None) };
-        let mut progress = |_| !self.stop.token.is_cancelled();
-        let mut installer = plan.installer.lock().unwrap_or_else(PoisonError::into_inner);
-        let sink =
-            installer.resume(plan.slot, checkpoint.written_bytes, hash.digest(), &mut progress)?;
-        if sink.is_some() {
-            self.written_bytes = checkpoint.written_bytes;
-            self.hash = hash;
-        }
-        Ok(sink)
-    }
-
-    fn begin(&self, image_bytes: Option<u64>) -> Result<Box<dyn ImageSink>, Failure> {
-        let mut installer = self.plan.installer.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(image_bytes) = image_bytes
-            && let Some(capacity) = installer.capacity(self.plan.slot)?
-            && image_bytes > capacity
-        {
-            let detail = format!(
-                "the image has {image_bytes} bytes and slot {} only {capacity}; build a smaller \
-                 image",
-                self.plan.slot
-            );
-            return Err(Failure::new(FailureKind::TooLarge, detail));
-        }
-        Ok(installer.begin(self.plan.slot)?)
-    }
-
-    fn write(&mut self, open: &mut Open, mut bytes: &[u8]) -> Result<(), Failure> {
-        while !bytes.is_empty() {
-            let step = self.plan.checkpoint_bytes;
-            let space = step - self.written_bytes % step;
-            let space = usize::try_from(space).unwrap_or(usize::MAX);
-            let count = if open.is_raw { bytes.len().min(space) } else { bytes.len() };
-            let (taken, rest) = bytes.split_at(count);
-            self.hash.update(taken);
-            open.sink.write(taken)?;
-            self.written_bytes += length(taken);
-            bytes = rest;
-            if open.is_raw && count == space {
-                self.checkpoint(open, self.written_bytes, self.hash.state())?;
-            }
-        }
-        self.plan.progress.send_modify(|progress| progress.written_bytes = self.written_bytes);
-        Ok(())
-    }
-
-    fn checkpoint(
-        &self,
-        open: &mut Open,
-        fetched_bytes: u64,
-        fetched_hash: HashState,
-    ) -> Result<(), Failure> {
-        if open.sink.checkpoint()? {
-            // An agent that is busy with the last one does without this one.
-            let _ = self.plan.events.try_send(FetchEvent::Checkpoint(Checkpoint {
-                fetched_bytes,
-                written_bytes: self.written_bytes,
-                fetched_hash,
-                image_hash: self.hash.state(),
-                etag: open.identity.validator.clone(),
-                total_bytes: open.identity.total_bytes,
-            }));
-        }
-        Ok(())
-    }
-
-    fn end(self, open: Open, digest: Option<Digest>) -> Result<Written, Failure> {
-        let image_digest = self.hash.digest();
-        check(image_digest, digest, &self.plan)?;
-        if self.written_bytes == 0 {
-            let detail = format!("{} holds no image; build and upload it again", self.plan.url);
-            return Err(Failure::new(FailureKind::CorruptImage, detail));
-        }
-        open.sink.finish()?;
-        Ok(Written { image_bytes: self.written_bytes, image_digest, fetched_bytes: 0 })
-    }
-}
-
-fn check(found: Digest, expected: Option<Digest>, plan: &Plan) -> Result<(), Failure> {
+/// Whether a digest is the one that was asked for, if one was.
+pub(super) fn check(found: Digest, expected: Option<Digest>, plan: &Plan) -> Result<(), Failure> {
     match expected {
         Some(expected) if expected != found => Err(Failure::new(
             FailureKind::DigestMismatch,
@@ -560,6 +312,7 @@ fn lost_thread() -> Failure {
     )
 }
 
-fn length(bytes: &[u8]) -> u64 {
+/// A length in memory as a count of bytes.
+pub(super) fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::client::{Refused, refused, sentence};
-use super::pipeline::{Closed, Feed, Identity};
+use super::pipeline::{Closed, Feed, Identity, length};
 use super::retry::{Pace, Patience};
 use crate::agent::FetchEvent;
 use crate::config;
@@ -377,10 +377,6 @@ impl<'a> Transfer<'a> {
 
 fn again(problem: impl Into<String>) -> Broken {
     Broken::Again { problem: problem.into(), after: None }
-}
-
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -4,13 +4,17 @@
 //! an expired token, and without subscriptions. Every connection is a new client with new
 //! options. Nothing is kept on disk: what must survive is the agent's saved state.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use paho_mqtt as mqtt;
 use secrecy::ExposeSecret;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::credential::Login;
@@ -26,6 +30,9 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 const NOT_GRANTED: i32 = 0x80;
 
 /// MQTT by Paho, over TLS or over a WebSocket.
+///
+/// The client of a connection that is over stays until the next one is there: when the last
+/// client goes, Paho ends its threads, which takes it up to a second.
 #[derive(Debug)]
 pub struct Paho {
     hub: config::Hub,
@@ -37,14 +44,29 @@ struct Live {
     client: mqtt::AsyncClient,
     /// Unbounded, because a bounded one would drop messages or block Paho's thread, on which the
     /// session itself may wait. The session empties it at once.
-    incoming: mpsc::UnboundedReceiver<Option<mqtt::Message>>,
+    incoming: mpsc::UnboundedReceiver<mqtt::Message>,
     last_sent: Option<mqtt::DeliveryToken>,
-    lost: bool,
+    /// While the connection is under way. Holds the client, too.
+    connecting: Option<mqtt::ConnectToken>,
+    /// Cancelled when the connection is over: Paho holds nothing but memory then.
+    over: CancellationToken,
 }
 
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live").field("lost", &self.lost).finish_non_exhaustive()
+        let over = self.over.is_cancelled();
+        f.debug_struct("Live").field("over", &over).finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    /// What Paho answers. It leaves that open when the connection ends first.
+    async fn answer(
+        &self,
+        token: impl Future<Output = Result<mqtt::ServerResponse, mqtt::Error>>,
+    ) -> Result<mqtt::ServerResponse, ConnectionError> {
+        let answer = self.over.run_until_cancelled(token).await;
+        answer.and_then(Result::ok).ok_or(ConnectionError::Lost)
     }
 }
 
@@ -71,19 +93,34 @@ impl Paho {
         }
     }
 
-    fn client(&self, login: &Login, target: &Target) -> Result<mqtt::AsyncClient, mqtt::Error> {
+    /// A new client in the place of the one before.
+    async fn client(
+        &mut self,
+        login: &Login,
+        target: &Target,
+    ) -> Result<mqtt::AsyncClient, mqtt::Error> {
         let Target { host, port, .. } = target;
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         let uri = match self.hub.transport {
             config::Transport::Tcp => format!("ssl://{host}:{port}"),
             config::Transport::Websocket => format!("wss://{host}:{port}{WEBSOCKET_PATH}"),
         };
-        mqtt::CreateOptionsBuilder::new()
+        let new = mqtt::CreateOptionsBuilder::new()
             .server_uri(uri)
             .client_id(&login.client_id)
             .persistence(mqtt::PersistenceType::None)
-            .mqtt_version(mqtt::MQTT_VERSION_3_1_1)
-            .create_client()
+            .mqtt_version(mqtt::MQTT_VERSION_3_1_1);
+        let before = self.live.take();
+        // Not here, but on a thread that may block: Paho holds its lock while it resolves a name.
+        let created = spawn_blocking(move || {
+            let client = new.create_client();
+            drop(before);
+            client
+        });
+        match timeout(target.limit, created).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(mqtt::Error::Timeout),
+        }
     }
 
     fn options(&self, login: &Login, target: &Target) -> Result<mqtt::ConnectOptions, mqtt::Error> {
@@ -126,13 +163,36 @@ impl Paho {
         }
     }
 
-    /// Frees the client, if there is one. Not here, but on a thread that may block: Paho holds its
-    /// lock while it resolves a name.
+    /// Frees the client of a connection that may still be under way, so that it does not come up
+    /// after all. On a thread that may block, as in [`Paho::client`].
     async fn give_up(&mut self) {
-        let Some(live) = self.live.take() else { return };
-        let freed = timeout(GOODBYE_LIMIT, spawn_blocking(move || drop(live))).await;
-        if !matches!(freed, Ok(Ok(()))) {
+        let Some(mut live) = self.live.take() else { return };
+        // Not tokio's: this may take as long as the connection, and the end of the process does
+        // not wait for it.
+        let (tell, freed) = oneshot::channel();
+        std::thread::spawn(move || {
+            // Paho ends a connect with its lock held and lets go of the client there. If it were
+            // the last to do so, it would free the client, wait for its own lock, and stop for good.
+            if let Some(connecting) = live.connecting.take() {
+                let _ = connecting.wait();
+                // Takes the lock, so what held it is over.
+                let _ = live.client.is_connected();
+            }
+            drop(live);
+            let _ = tell.send(());
+        });
+        if !matches!(timeout(GOODBYE_LIMIT, freed).await, Ok(Ok(()))) {
             debug!("a connection is still being freed");
+        }
+    }
+}
+
+impl Drop for Paho {
+    /// The last client stays to the end of the process, if its connection is over: nobody has to
+    /// wait for the end of Paho's threads.
+    fn drop(&mut self) {
+        if let Some(live) = self.live.take().filter(|live| live.over.is_cancelled()) {
+            std::mem::forget(live);
         }
     }
 }
@@ -150,40 +210,54 @@ fn return_code(code: mqtt::ConnectReturnCode) -> u8 {
 
 impl Transport for Paho {
     async fn connect(&mut self, login: &Login) -> Result<(), ConnectError> {
-        self.give_up().await;
         let target = self.target(login);
         let setup = |error: mqtt::Error| ConnectError::Setup(error.to_string());
-        let client = self.client(login, &target).map_err(setup)?;
         let options = self.options(login, &target).map_err(setup)?;
+        let client = match self.client(login, &target).await {
+            Ok(client) => client,
+            Err(error @ mqtt::Error::Timeout) => return Err(Self::explain(error, &target).await),
+            Err(error) => return Err(setup(error)),
+        };
         let (sender, incoming) = mpsc::unbounded_channel();
-        // `None` marks the end of the connection; Paho passes it to the same callback, but only
-        // if there is one for lost connections too.
-        client.set_message_callback(move |_, message| drop(sender.send(message)));
-        client.set_connection_lost_callback(|_| ());
-        let connecting = client.connect(options);
-        self.live = Some(Live { client, incoming, last_sent: None, lost: false });
+        client.set_message_callback(move |_, message| {
+            // Nobody listens any more: so be it.
+            let _ = message.map(|message| sender.send(message));
+        });
+        let over = CancellationToken::new();
+        let lost = over.clone();
+        client.set_connection_lost_callback(move |_| lost.cancel());
+        let connecting = Some(client.connect(options));
+        let live = self.live.insert(Live { client, incoming, last_sent: None, connecting, over });
         // Paho keeps the limit itself; this is for what it does not count, name resolution.
-        let limit = self.hub.connect_limit_s.duration().saturating_add(GOODBYE_LIMIT);
-        let result = timeout(limit, connecting).await.unwrap_or(Err(mqtt::Error::Timeout));
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.give_up().await;
-                debug!(%error, "connect failed");
-                Err(Self::explain(error, &target).await)
-            }
+        let limit = target.limit.saturating_add(GOODBYE_LIMIT);
+        // Polled in its place: it must be there for whoever gives up.
+        let connected = std::future::poll_fn(|cx| match &mut live.connecting {
+            Some(connecting) => Pin::new(connecting).poll(cx),
+            None => Poll::Pending,
+        });
+        let result = timeout(limit, connected).await;
+        if result.is_ok() {
+            live.connecting = None;
         }
+        let error = match result {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => {
+                live.over.cancel();
+                error
+            }
+            Err(_) => {
+                self.give_up().await;
+                mqtt::Error::Timeout
+            }
+        };
+        debug!(%error, "connect failed");
+        Err(Self::explain(error, &target).await)
     }
 
     async fn subscribe(&mut self, filters: &[&str]) -> Result<(), ConnectionError> {
-        let live = self.live.as_mut().ok_or(ConnectionError::Lost)?;
-        let granted = live
-            .client
-            .subscribe_many_same_qos(filters, mqtt::QOS_0)
-            .await
-            .map_err(|_| ConnectionError::Lost)?
-            .subscribe_many_response()
-            .unwrap_or_default();
+        let live = self.live.as_ref().ok_or(ConnectionError::Lost)?;
+        let token = live.client.subscribe_many_same_qos(filters, mqtt::QOS_0);
+        let granted = live.answer(token).await?.subscribe_many_response().unwrap_or_default();
         let refused = filters.iter().zip(granted).find(|(_, qos)| *qos >= NOT_GRANTED);
         match refused {
             Some((filter, _)) => Err(ConnectionError::NotGranted { filter: (*filter).to_owned() }),
@@ -192,8 +266,8 @@ impl Transport for Paho {
     }
 
     async fn unsubscribe(&mut self, filter: &str) -> Result<(), ConnectionError> {
-        let live = self.live.as_mut().ok_or(ConnectionError::Lost)?;
-        live.client.unsubscribe(filter).await.map(drop).map_err(|_| ConnectionError::Lost)
+        let live = self.live.as_ref().ok_or(ConnectionError::Lost)?;
+        live.answer(live.client.unsubscribe(filter)).await.map(drop)
     }
 
     fn publish(&mut self, topic: &str, payload: Vec<u8>) -> Result<(), ConnectionError> {
@@ -206,33 +280,31 @@ impl Transport for Paho {
 
     async fn receive(&mut self) -> Option<Message> {
         let live = self.live.as_mut()?;
-        if live.lost {
-            return None;
-        }
-        match live.incoming.recv().await.flatten() {
-            Some(message) => Some(Message {
-                topic: message.topic().to_owned(),
-                payload: message.payload().to_vec(),
-            }),
-            None => {
-                live.lost = true;
-                None
-            }
-        }
+        // Cancel-safe: both. What came before the end comes out before it.
+        let message = tokio::select! {
+            biased;
+            message = live.incoming.recv() => message?,
+            () = live.over.cancelled() => return None,
+        };
+        Some(Message { topic: message.topic().to_owned(), payload: message.payload().to_vec() })
     }
 
     async fn disconnect(&mut self) {
-        let Some(live) = self.live.as_mut() else { return };
+        let Some(live) = self.live.as_mut().filter(|live| !live.over.is_cancelled()) else {
+            return;
+        };
         let goodbye = async {
             if let Some(sent) = live.last_sent.take() {
                 // DISCONNECT overtakes a message that is only half written.
                 let _ = sent.await;
             }
-            let _ = live.client.disconnect(None).await;
+            live.client.disconnect(None).await
         };
-        if timeout(GOODBYE_LIMIT, goodbye).await.is_err() {
+        if let Ok(Ok(_)) = timeout(GOODBYE_LIMIT, goodbye).await {
+            live.over.cancel();
+        } else {
             debug!("the connection did not close in time");
+            self.give_up().await;
         }
-        self.give_up().await;
     }
 }

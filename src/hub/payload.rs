@@ -50,7 +50,7 @@ pub fn command(method: &str, payload: &[u8], rules: Rules) -> Result<Command, An
         CANCEL => Ok(Command::Cancel),
         STATUS => Ok(Command::Status),
         CONFIRM => Ok(Command::Confirm),
-        ROLL_BACK => Ok(Command::RollBack),
+        ROLL_BACK => Ok(Command::RollBack(Origin::Method)),
         REBOOT => Ok(Command::Reboot),
         unknown => Err(unknown_method(unknown)),
     }
@@ -444,7 +444,7 @@ mod tests {
             ("cancelFirmwareUpdate", Command::Cancel),
             ("getFirmwareStatus", Command::Status),
             ("confirmFirmware", Command::Confirm),
-            ("rollbackFirmware", Command::RollBack),
+            ("rollbackFirmware", Command::RollBack(Origin::Method)),
             ("reboot", Command::Reboot),
         ] {
             for payload in ["", "null", "{}", "{", "\"x\""] {

@@ -249,7 +249,6 @@ impl fmt::Debug for ImageUrl {
 
 /// An update that somebody asked for.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Job {
     /// Where the image is.
     pub url: ImageUrl,

@@ -92,6 +92,8 @@ pub enum Event {
     RollBackRequested {
         /// Name for the run, if one comes of it.
         id: RunId,
+        /// Who wants it.
+        origin: Origin,
     },
     /// An operator wants a restart.
     RestartRequested,
@@ -113,6 +115,8 @@ pub enum Event {
     TrialExpired(String),
     /// [`Order::Confirm`] is done.
     Confirmed,
+    /// [`Order::Confirm`] failed; it is tried again.
+    ConfirmFailed(Failure),
 }
 
 /// Something to do once the state is saved. Each may be carried out twice without harm.
@@ -242,7 +246,7 @@ fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Ord
         S::Switching { run, ordered_in, attempt, armed }
             if facts.boot == ordered_in || !armed && attempt < MAX_ORDERS =>
         {
-            let (state, orders) = switch(book, run, attempt.saturating_add(1), facts);
+            let (state, orders) = switch_again(book, run, attempt, no_restart(), facts);
             (state, [refresh(), orders].concat())
         }
         S::Switching { run, .. } => back_home(
@@ -269,7 +273,7 @@ fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Ord
                 FailureKind::TooManyStarts,
                 "the agent was restarted too often in the trial",
             );
-            roll_back(book, run, reason, 1, facts)
+            roll_back(run, reason, 1, facts)
         }
         S::Trial { run, starts, boot, began_s, healthy } => {
             let began_s = if boot == facts.boot { began_s } else { facts.since_boot_s };
@@ -281,7 +285,7 @@ fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (State, Vec<Ord
             back_home(book, run, reason, facts)
         }
         S::RollingBack { run, reason, ordered_in, attempt } if facts.boot == ordered_in => {
-            roll_back(book, run, reason, attempt.saturating_add(1), facts)
+            roll_back_again(book, run, reason, attempt, &no_restart(), facts)
         }
         // The bootloader did not obey. Another restart would only make a loop of it.
         S::RollingBack { run, reason, .. } => stuck(book, run, &reason, facts),
@@ -342,7 +346,7 @@ fn leave_or_stay(
     facts: &Facts,
 ) -> (State, Vec<Order>) {
     if facts.next == Some(run.from) {
-        roll_back(book, run, reason, 1, facts)
+        roll_back(run, reason, 1, facts)
     } else {
         stuck(book, run, &reason, facts)
     }
@@ -433,12 +437,14 @@ fn asked(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (State,
         ),
         (state, E::ConfirmRequested) => answer(state, Verdict::Nothing),
 
-        (S::Idle, E::RollBackRequested { id }) if at_home => go_back(book, id, facts),
+        (S::Idle, E::RollBackRequested { id, origin }) if at_home => {
+            go_back(book, id, origin, facts)
+        }
         (S::Idle, E::RollBackRequested { .. }) => match book.home {
             Some(home) => {
                 let run = run_behind(book, home, facts);
                 let reason = failure(FailureKind::RolledBackByOperator, ASKED_TO_GO_BACK);
-                let (state, orders) = roll_back(book, run, reason, 1, facts);
+                let (state, orders) = roll_back(run, reason, 1, facts);
                 (state, [vec![Order::Answer(Verdict::RollingBack)], orders].concat())
             }
             None => answer(S::Idle, Verdict::Unconfirmed),
@@ -446,7 +452,7 @@ fn asked(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (State,
         // Also while it is being confirmed: the bootloader may refuse that for good.
         (S::Trial { run, .. }, E::RollBackRequested { .. }) => {
             let reason = failure(FailureKind::RolledBackByOperator, ASKED_TO_GO_BACK);
-            let (state, orders) = roll_back(book, run, reason, 1, facts);
+            let (state, orders) = roll_back(run, reason, 1, facts);
             (state, [vec![Order::Answer(Verdict::RollingBack)], orders].concat())
         }
         (back @ S::RollingBack { .. }, E::RollBackRequested { .. }) => {
@@ -495,7 +501,7 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
             run.times.applying = facts.now;
             let (version, digest) = (run.version().cloned(), Some(written.image_digest));
             *book.slots.of_mut(run.target()) = Content::Written { version, digest };
-            switch(book, run, 1, facts)
+            switch(run, 1, facts)
         }
 
         (S::Switching { run, ordered_in, attempt, armed: false }, E::Switched(Ok(()))) => {
@@ -505,8 +511,8 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
             let orders = vec![Order::CancelTry(run.target())];
             (conclude(book, run, OutcomeKind::Failed(cause), facts), orders)
         }
-        (S::Switching { run, attempt, .. }, E::RestartFailed(_)) => {
-            switch(book, run, attempt.saturating_add(1), facts)
+        (S::Switching { run, attempt, .. }, E::RestartFailed(cause)) => {
+            switch_again(book, run, attempt, cause, facts)
         }
         // An operator's restart had ended the work.
         (S::Fetching { run, checkpoint, attempt, began }, E::RestartFailed(_)) => {
@@ -517,8 +523,8 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
             let orders = vec![Order::Verify(written.clone(), run.target())];
             (S::Verifying { run, written, attempt }, orders)
         }
-        (S::RollingBack { run, reason, attempt, .. }, E::RestartFailed(_)) => {
-            roll_back(book, run, reason, attempt.saturating_add(1), facts)
+        (S::RollingBack { run, reason, attempt, .. }, E::RestartFailed(cause)) => {
+            roll_back_again(book, run, reason, attempt, &cause, facts)
         }
 
         // Saved before it is carried out, so that a cut in between does not ask for a new trial.
@@ -526,8 +532,14 @@ fn happened(book: &mut Saved, state: State, event: Event, facts: &Facts) -> (Sta
             (S::Trial { run, starts, boot, began_s, healthy: true }, vec![Order::Confirm])
         }
         (S::Trial { run, healthy: true, .. }, E::Confirmed) => succeed(book, run, facts),
+        // A slot that cannot be made the default is left at the next restart, whenever that comes.
+        (S::Trial { run, healthy: true, began_s, .. }, E::ConfirmFailed(cause))
+            if facts.since_boot_s >= began_s.saturating_add(facts.limits.trial_s) =>
+        {
+            roll_back(run, cause, 1, facts)
+        }
         (S::Trial { run, healthy: false, .. }, E::TrialExpired(why)) => {
-            roll_back(book, run, failure(FailureKind::Unhealthy, why), 1, facts)
+            roll_back(run, failure(FailureKind::Unhealthy, why), 1, facts)
         }
         // Only where it is not known which slot is good is a slot watched without a run.
         (S::Idle, E::Healthy) if book.home.is_none() => (S::Idle, vec![Order::Confirm]),
@@ -577,7 +589,13 @@ fn desired(
             }
             pursue(book, id, wanted, facts)
         }
-        (busy, None) => (busy, vec![]),
+        (busy, None) => {
+            if rewritten {
+                // It comes again when nothing is under way any more.
+                book.settled = None;
+            }
+            (busy, vec![])
+        }
     }
 }
 
@@ -632,7 +650,7 @@ fn fetch(run: &Run, checkpoint: Option<Checkpoint>) -> Vec<Order> {
 }
 
 /// An operator wants what the other slot holds: it is tried like a new image.
-fn go_back(book: &mut Saved, id: RunId, facts: &Facts) -> (State, Vec<Order>) {
+fn go_back(book: &mut Saved, id: RunId, origin: Origin, facts: &Facts) -> (State, Vec<Order>) {
     let other = facts.running.other();
     let (Content::Good { version, .. } | Content::Written { version, .. }) = book.slots.of(other)
     else {
@@ -640,20 +658,29 @@ fn go_back(book: &mut Saved, id: RunId, facts: &Facts) -> (State, Vec<Order>) {
     };
     let times = Times { requested: facts.now, applying: facts.now, ..Times::default() };
     let source = Source::OtherSlot { version: version.clone() };
-    let run = Run { id, source, origin: Origin::Method, from: facts.running, times, starts: 1 };
-    let (state, orders) = switch(book, run, 1, facts);
+    let run = Run { id, source, origin, from: facts.running, times, starts: 1 };
+    let (state, orders) = switch(run, 1, facts);
     (state, [vec![Order::Answer(Verdict::RollingBack)], orders].concat())
 }
 
-fn switch(book: &mut Saved, run: Run, attempt: u8, facts: &Facts) -> (State, Vec<Order>) {
-    let target = run.target();
-    if attempt > MAX_ORDERS {
-        let cause = failure(FailureKind::RestartFailed, "the machine did not restart when ordered");
-        let state = conclude(book, run, OutcomeKind::Failed(cause), facts);
-        return (state, vec![Order::CancelTry(target)]);
+fn switch(run: Run, attempt: u8, facts: &Facts) -> (State, Vec<Order>) {
+    let orders = vec![Order::TryNext(run.target())];
+    (State::Switching { run, ordered_in: facts.boot.clone(), attempt, armed: false }, orders)
+}
+
+/// The machine did not restart when ordered for the `attempt`th time.
+fn switch_again(
+    book: &mut Saved,
+    run: Run,
+    attempt: u8,
+    cause: Failure,
+    facts: &Facts,
+) -> (State, Vec<Order>) {
+    if attempt < MAX_ORDERS {
+        return switch(run, attempt.saturating_add(1), facts);
     }
-    let ordered_in = facts.boot.clone();
-    (State::Switching { run, ordered_in, attempt, armed: false }, vec![Order::TryNext(target)])
+    let orders = vec![Order::CancelTry(run.target())];
+    (conclude(book, run, OutcomeKind::Failed(cause), facts), orders)
 }
 
 fn begin_trial(mut run: Run, facts: &Facts) -> (State, Vec<Order>) {
@@ -670,18 +697,25 @@ fn watch(trial: State, facts: &Facts) -> (State, Vec<Order>) {
     (trial, vec![Order::Watch(deadline)])
 }
 
-fn roll_back(
+fn roll_back(run: Run, reason: Failure, attempt: u8, facts: &Facts) -> (State, Vec<Order>) {
+    let orders = vec![Order::CancelTry(run.target()), Order::Restart];
+    (State::RollingBack { run, reason, ordered_in: facts.boot.clone(), attempt }, orders)
+}
+
+/// The machine did not restart when ordered for the `attempt`th time.
+fn roll_back_again(
     book: &mut Saved,
     run: Run,
     reason: Failure,
     attempt: u8,
+    cause: &Failure,
     facts: &Facts,
 ) -> (State, Vec<Order>) {
-    if attempt > MAX_ORDERS {
-        return stuck(book, run, &reason, facts);
+    if attempt < MAX_ORDERS {
+        return roll_back(run, reason, attempt.saturating_add(1), facts);
     }
-    let orders = vec![Order::CancelTry(run.target()), Order::Restart];
-    (State::RollingBack { run, reason, ordered_in: facts.boot.clone(), attempt }, orders)
+    let reason = failure(reason.kind, format!("{reason}; {cause}"));
+    stuck(book, run, &reason, facts)
 }
 
 /// The new slot was lost and goes on running: nothing more can be done from here.
@@ -736,6 +770,10 @@ fn conclude(book: &mut Saved, run: Run, kind: OutcomeKind, facts: &Facts) -> Sta
 
 fn failure(kind: FailureKind, detail: impl Into<String>) -> Failure {
     Failure::new(kind, detail)
+}
+
+fn no_restart() -> Failure {
+    failure(FailureKind::RestartFailed, "the machine did not restart when ordered")
 }
 
 fn answer(state: State, verdict: Verdict) -> (State, Vec<Order>) {

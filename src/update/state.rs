@@ -9,11 +9,24 @@ use super::slot::{BootId, Slot};
 use super::time::WallTime;
 
 /// Version of the layout of [`Saved`] in its file.
+///
+/// The agent is part of the image, so after a rollback an *older* agent reads what a newer one
+/// saved on trial. It passes over members that it does not know and over kinds of failure that it
+/// cannot name, and keeps the rest; what it does not know is gone with its first save. So a new
+/// member needs no new layout as long as it is safe to forget, and is optional or has a default,
+/// because a newer agent reads what an older one saved, too.
+///
+/// Raise the number when an older agent would draw a wrong conclusion: a member changes its
+/// meaning, or a state, an origin, a source or a content of a slot is added. An older agent sets
+/// such a file aside, says so in a notice, and begins anew with what the bootloader tells: nothing
+/// is bricked, but the last outcome and what is settled are forgotten, and a desired version that
+/// failed is tried once more. So that this does not happen after every failed trial, an agent that
+/// knows a newer layout reads the old one, too, and goes on writing it until its own slot is
+/// confirmed.
 pub const SCHEMA: u32 = 1;
 
 /// Everything that is kept across restarts and power cuts.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Saved {
     /// [`SCHEMA`] of the agent that wrote it.
     pub schema: u32,
@@ -62,7 +75,7 @@ impl Default for Saved {
 
 /// Where the device stands in the life of an update.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum State {
     /// Nothing to do.
     Idle,
@@ -152,7 +165,6 @@ impl State {
 
 /// One update from request to outcome.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Run {
     /// Its name in reports and logs.
     pub id: RunId,
@@ -196,7 +208,7 @@ impl Run {
 
 /// What a run installs.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum Source {
     /// An image that is fetched into the other slot.
     Image(Job),
@@ -209,7 +221,7 @@ pub enum Source {
 
 /// Who asked for a run.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum Origin {
     /// A direct method.
     Method,
@@ -221,7 +233,7 @@ pub enum Origin {
 
 /// When each phase of a run began; `None` where it did not, or the clock was not set then.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Times {
     /// The request was accepted.
     pub requested: Option<WallTime>,
@@ -237,9 +249,9 @@ pub struct Times {
 
 /// How far an image is proven to be on the medium, and how to go on behind that.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Bytes of the file at the URL that are no longer needed.
+    /// Bytes of the file at the URL that are no longer needed; 0 if a decoder has to begin at its
+    /// start, where everything up to `written_bytes` comes again and is not written again.
     pub fetched_bytes: u64,
     /// Bytes of the image that are on the medium.
     pub written_bytes: u64,
@@ -260,7 +272,6 @@ pub struct HashState(pub String);
 
 /// An image that was written whole.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Written {
     /// Bytes in the slot.
     pub image_bytes: u64,
@@ -272,7 +283,6 @@ pub struct Written {
 
 /// What is known of both slots.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Slots {
     /// Slot A.
     pub a: Content,
@@ -301,7 +311,7 @@ impl Slots {
 
 /// What a slot holds.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum Content {
     /// This agent never wrote nor ran it.
     #[default]
@@ -358,7 +368,6 @@ impl Content {
 
 /// The last confirmed update.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Success {
     /// The version that was confirmed.
     pub version: Option<Version>,
@@ -368,7 +377,6 @@ pub struct Success {
 
 /// How a run ended.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// The run, if one was started at all.
     pub run: Option<Run>,
@@ -380,7 +388,7 @@ pub struct Outcome {
 
 /// Well, or why not.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum OutcomeKind {
     /// The new slot is confirmed.
     Succeeded,
@@ -394,7 +402,6 @@ pub enum OutcomeKind {
 
 /// Why an update did not happen.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Failure {
     /// What went wrong, for programs.
     pub kind: FailureKind,
@@ -467,6 +474,9 @@ pub enum FailureKind {
     RolledBackByOperator,
     /// A slot that had been confirmed was left by the bootloader.
     LeftConfirmedSlot,
+    /// A newer agent saved a kind that this one cannot name; the detail tells what it was.
+    #[serde(other)]
+    Unknown,
 }
 
 impl FailureKind {

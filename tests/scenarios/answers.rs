@@ -5,21 +5,16 @@ use std::time::Duration;
 use hubsim::{EventKind, HubError};
 use serde_json::{Value, json};
 
-use crate::world::{DEVICE, World, is_over};
-
-/// A check that never passes, so that a trial stays one.
-const NEVER_WELL: &str = "#!/bin/sh\necho 'still warming up' >&2\nexit 1\n";
+use crate::world::images::Fault;
+use crate::world::{DEVICE, HALF, World, is_over, phase};
 
 /// A device in the middle of a trial that only an operator can end, and the run's id.
 async fn in_trial() -> (World, String) {
     let mut world = World::new().await;
-    let release = world.folder().join("sysroot/etc/os-release");
-    let program = format!("{NEVER_WELL}")
-        .replace("echo", &format!("grep -q 1.0.0 '{}' && exit 0\necho", release.display()));
-    world.machine.health_program("warm", Some(&program)).unwrap();
+    world.only_well_as("1.0.0", "still warming up");
     world.start().await;
     let id = world.update("2.0.0.img.zst").await;
-    world.until("the trial", |twin| twin["twinboot"]["update"]["phase"] == "trial").await;
+    world.until("the trial", |twin| phase(twin) == "trial").await;
     world.online().await;
     (world, id)
 }
@@ -27,9 +22,7 @@ async fn in_trial() -> (World, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_update_is_refused_and_the_same_one_is_not_started_twice() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    world.saved_phase(&["fetching"]).await;
+    let id = world.half_an_update("2.0.0.img").await;
 
     let other = json!({ "fwPackageUri": world.url("3.0.0.img") });
     let (status, answer) = world.call("firmwareUpdate", other).await.unwrap();
@@ -39,6 +32,7 @@ async fn a_second_update_is_refused_and_the_same_one_is_not_started_twice() {
     let (status, answer) = world.call("firmwareUpdate", same).await.unwrap();
     assert_eq!((status, &answer["id"]), (200, &json!(id)), "{answer}");
 
+    world.images.release();
     world.over(&id).await;
     world.assert_runs('B', "2.0.0");
     assert_eq!(world.images.seen("/2.0.0.img").len(), 1);
@@ -48,7 +42,7 @@ async fn a_second_update_is_refused_and_the_same_one_is_not_started_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_timed_out_can_be_repeated() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
+    world.fault("2.0.0.img", [Fault::Hold(HALF)]);
     // The report that the answer waits for is acknowledged late.
     let faults = world.hub().faults(DEVICE);
     faults.delay_next_response(Duration::from_secs(4)).unwrap();
@@ -60,6 +54,8 @@ async fn a_call_that_timed_out_can_be_repeated() {
 
     let (status, answer) = world.call("firmwareUpdate", payload).await.unwrap();
     assert_eq!((status, &answer["result"]), (200, &json!("alreadyRunning")), "{answer}");
+    world.until("it downloads", |twin| phase(twin) == "downloading").await;
+    world.images.release();
     world.over(answer["id"].as_str().unwrap()).await;
     world.assert_runs('B', "2.0.0");
     assert_eq!(world.images.seen("/2.0.0.img").len(), 1);
@@ -141,9 +137,7 @@ async fn what_makes_no_sense_now_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_update_can_be_taken_back_while_it_is_fetched() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    world.until("it downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+    let id = world.half_an_update("2.0.0.img").await;
     let (status, answer) = world.call("cancelFirmwareUpdate", json!(null)).await.unwrap();
     assert_eq!((status, &answer["result"], &answer["id"]), (200, &json!("cancelled"), &json!(id)));
     let twin = world.over(&id).await;
@@ -159,13 +153,12 @@ async fn an_update_can_be_taken_back_while_it_is_fetched() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_status_is_told_with_live_figures() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
+    let id = world.half_an_update("2.0.0.img").await;
     let asked = async {
         loop {
             let (status, body) = world.call("getFirmwareStatus", Value::Null).await.unwrap();
             assert_eq!(status, 200);
-            if body["update"]["percent"].as_u64().is_some_and(|percent| percent >= 10) {
+            if body["update"]["percent"].as_u64().is_some_and(|percent| percent >= 49) {
                 return body;
             }
         }
@@ -175,6 +168,7 @@ async fn the_status_is_told_with_live_figures() {
     assert_eq!(body["update"]["bytesTotal"], crate::world::release::IMAGE_BYTES);
     assert_eq!(body["hub"]["online"], true);
     assert!(body["text"].as_str().unwrap().contains("into slot B"), "{body}");
+    world.images.release();
     world.over(&id).await;
 }
 
@@ -248,9 +242,8 @@ async fn a_reboot_is_done_and_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reboot_in_mid_download_goes_on_where_it_was() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 2);
-    let id = world.update("2.0.0.img").await;
-    world.until("a third", |twin| twin["twinboot"]["update"]["percent"].as_u64() > Some(33)).await;
+    let id = world.half_an_update("2.0.0.img").await;
+    world.half_is_proven().await;
     let (status, _) = world.call("reboot", json!(null)).await.unwrap();
     assert_eq!(status, 200);
     world.until("it is confirmed", |twin| is_over(twin, &id)).await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::images::Fault;
 use crate::world::release::Form;
-use crate::world::{DEVICE, World, is_over};
+use crate::world::{DEVICE, HALF, World, is_over, phase};
 
 /// The values of a place in the twin, as texts, without those that are absent.
 fn texts(world: &World, pointer: &str) -> Vec<String> {
@@ -159,7 +159,7 @@ async fn a_new_run_is_in_the_twin_when_the_answer_comes_right_after_an_old_end()
     let old = world.over(&first).await;
     assert_eq!(old["firmwareStatus"], "completed");
 
-    world.slow("3.0.0.img", 1);
+    world.fault("3.0.0.img", [Fault::Hold(HALF)]);
     let second = world.update("3.0.0.img").await;
     // What the tutorials' programs look at, at the moment of the answer.
     let twin = world.reported();
@@ -171,24 +171,34 @@ async fn a_new_run_is_in_the_twin_when_the_answer_comes_right_after_an_old_end()
         assert_eq!(twin["iothubDM"]["firmwareUpdate"].get(gone), None, "{gone} of the old run");
     }
     assert_eq!(twin.get("lastFirmwareUpdate"), None);
+    world.until("it downloads", |twin| phase(twin) == "downloading").await;
+    world.images.release();
     world.over(&second).await;
     world.assert_runs('A', "3.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn progress_is_seen_in_the_twin_and_thinned() {
-    let mut world = World::new().await;
-    world.machine.set("report.progress_interval_s", 1);
-    world.machine.set("report.progress_step_percent", 5);
-    world.start().await;
-    world.slow("2.0.0.img", 1);
+async fn progress_is_seen_in_the_twin() {
+    let mut world = World::started().await;
+    world.fault("2.0.0.img", [Fault::Slow(40_000)]);
     let id = world.update("2.0.0.img").await;
     world.over(&id).await;
     let percents: Vec<u64> =
         world.history("/twinboot/update/percent").iter().filter_map(Value::as_u64).collect();
-    assert!(percents.iter().any(|percent| (5..100).contains(percent)), "{percents:?}");
-    // At one a second, and some for the changes of state.
-    assert!(percents.len() < 25, "{percents:?}");
+    assert!(percents.iter().any(|percent| (1..100).contains(percent)), "{percents:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mere_progress_is_not_told_more_often_than_it_should() {
+    let mut world = World::new().await;
+    world.machine.set("report.progress_interval_s", 3600);
+    world.start().await;
+    // Twelve checkpoints, and hundreds of steps.
+    let id = world.update("2.0.0.img").await;
+    world.over(&id).await;
+    let history = world.hub().reported_history(DEVICE);
+    let told = history.iter().filter(|change| phase(&change.reported) == "downloading").count();
+    assert_eq!(told, 1, "once when it began");
 }
 
 /// What the contracts show of a failed update.
@@ -273,12 +283,7 @@ async fn a_bootloader_that_refuses_is_an_apply_failure() {
 async fn a_new_image_that_is_not_well_is_rolled_back_and_says_why() {
     let mut world = World::new().await;
     world.machine.set("update.trial_limit_s", 5);
-    let release = world.folder().join("sysroot/etc/os-release");
-    let program = format!(
-        "#!/bin/sh\ngrep -q 1.0.0 '{}' && exit 0\necho 'the pump is dead' >&2\nexit 3\n",
-        release.display()
-    );
-    world.machine.health_program("pump", Some(&program)).unwrap();
+    world.only_well_as("1.0.0", "the pump is dead");
     world.start().await;
     let id = world.update("2.0.0.img.zst").await;
     let twin = world.over(&id).await;

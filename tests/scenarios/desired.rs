@@ -4,7 +4,7 @@ use hubsim::EventKind;
 use serde_json::{Value, json};
 
 use crate::world::images::{Fault, File};
-use crate::world::{DEVICE, World};
+use crate::world::{DEVICE, HALF, World, phase};
 
 fn status(twin: &Value) -> &Value {
     &twin["firmware"]["fwUpdateStatus"]
@@ -15,6 +15,13 @@ fn settled(twin: &Value, version: &str) -> bool {
     twin["twinboot"]["update"]["phase"] == "idle"
         && twin["firmware"]["currentFwVersion"] == version
         && twin["twinboot"]["confirmed"] == true
+}
+
+/// 2.0.0 is desired, and half of it is there.
+async fn half_of_2_0_0(world: &mut World) {
+    world.fault("2.0.0.img", [Fault::Hold(HALF)]);
+    world.desire("2.0.0", "2.0.0.img");
+    world.until("2.0.0 downloads", |twin| phase(twin) == "downloading").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -36,11 +43,7 @@ async fn what_was_desired_before_the_first_connection_is_done() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_newer_of_two_desired_versions_wins_in_mid_download() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    world.desire("2.0.0", "2.0.0.img");
-    world
-        .until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading")
-        .await;
+    half_of_2_0_0(&mut world).await;
     world.desire("3.0.0", "3.0.0.img");
     let twin = world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
     assert_eq!(status(&twin), "current");
@@ -50,11 +53,7 @@ async fn the_newer_of_two_desired_versions_wins_in_mid_download() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_twin_replaced_as_a_whole_counts_like_a_patch() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    world.desire("2.0.0", "2.0.0.img");
-    world
-        .until("2.0.0 downloads", |twin| twin["twinboot"]["update"]["phase"] == "downloading")
-        .await;
+    half_of_2_0_0(&mut world).await;
     let firmware = json!({ "fwVersion": "3.0.0", "fwPackageURI": world.url("3.0.0.img") });
     let twin = json!({ "properties": { "desired": { "firmware": firmware, "other": 1 } } });
     world.hub().replace_twin(DEVICE, twin).unwrap();
@@ -78,9 +77,7 @@ async fn only_a_member_deep_inside_may_change() {
 async fn what_is_no_longer_desired_is_not_done() {
     for withdrawal in [json!({ "firmware": null }), Value::Null] {
         let mut world = World::started().await;
-        world.slow("2.0.0.img", 1);
-        world.desire("2.0.0", "2.0.0.img");
-        world.until("it runs", |twin| twin["twinboot"]["update"]["phase"] == "downloading").await;
+        half_of_2_0_0(&mut world).await;
         world.hub().patch_desired(DEVICE, withdrawal).unwrap();
         let twin = world
             .until("it is over", |twin| twin["twinboot"]["lastUpdate"]["result"] == "cancelled")
@@ -141,9 +138,7 @@ async fn a_failed_version_is_not_tried_again_until_somebody_writes_it_again() {
 async fn a_version_that_was_rolled_back_is_not_tried_again() {
     let mut world = World::new().await;
     world.machine.set("update.trial_limit_s", 5);
-    let release = world.folder().join("sysroot/etc/os-release");
-    let program = format!("#!/bin/sh\ngrep -q 1.0.0 '{}'\n", release.display());
-    world.machine.health_program("well", Some(&program)).unwrap();
+    world.only_well_as("1.0.0", "not well");
     world.start().await;
     world.desire("2.0.0", "2.0.0.img.zst");
     world.until("it is rolled back", |twin| status(twin) == "rolledback").await;
@@ -193,9 +188,9 @@ async fn an_unprotected_url_is_an_error_in_the_tutorials_words() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_desired_during_a_run_by_method_comes_after_it() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    world.update("2.0.0.img").await;
+    world.half_an_update("2.0.0.img").await;
     world.desire("3.0.0", "3.0.0.img");
+    world.images.release();
     let twin = world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
     assert_eq!(twin["twinboot"]["slots"]["B"]["version"], "2.0.0");
     world.assert_runs('A', "3.0.0");

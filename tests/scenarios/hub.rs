@@ -1,17 +1,11 @@
 //! The way to the hub breaks, and the update goes on.
 
-use std::time::Duration;
-
-use hubsim::{EventKind, Hub, Options, Reason};
+use hubsim::{EventKind, Hub, Reason};
 use serde_json::{Value, json};
 
+use crate::world::images::Fault;
 use crate::world::machine::LIMIT;
-use crate::world::{DEVICE, World, is_over};
-
-/// The phase in the twin.
-fn phase(twin: &Value) -> &str {
-    twin["twinboot"]["update"]["phase"].as_str().unwrap_or_default()
-}
+use crate::world::{DEVICE, World, phase};
 
 /// What every run must leave, whatever happened on the way.
 #[track_caller]
@@ -25,44 +19,6 @@ fn assert_told_well(world: &World, twin: &Value, version: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_lost_in_every_state_loses_nothing() {
-    let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    let mut events = world.events();
-    let mut seen: Vec<String> = Vec::new();
-    let drops = |world: &World, seen: &mut Vec<String>| {
-        let phase = phase(&world.reported()).to_owned();
-        if !seen.contains(&phase) {
-            seen.push(phase);
-            // Gone already is as good as cut.
-            let _ = world.hub().faults(DEVICE).drop_now();
-        }
-    };
-    // Each time a new phase is in the twin, the line is cut.
-    let whole = async {
-        loop {
-            drops(&world, &mut seen);
-            if is_over(&world.reported(), &id) {
-                break;
-            }
-            tokio::select! {
-                _ = events.next() => {}
-                happening = world.machine.next() => {
-                    happening.unwrap();
-                    world.machine.restart().await.unwrap();
-                }
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, whole).await.expect("the update ends");
-    assert!(seen.len() >= 4, "{seen:?}");
-    assert_told_well(&world, &world.reported(), "2.0.0");
-    world.assert_runs('B', "2.0.0");
-    assert_eq!(world.images.seen("/2.0.0.img").len(), 1, "the download is not disturbed");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hub_that_is_gone_during_the_whole_update_hears_of_it_later() {
     let mut world = World::new().await;
     world.machine.set("health.hub", false);
@@ -73,12 +29,8 @@ async fn a_hub_that_is_gone_during_the_whole_update_hears_of_it_later() {
     let started: Value = serde_json::from_slice(&output.stdout).unwrap();
     world.machine.restart_order(LIMIT).await.unwrap();
     world.machine.restart().await.unwrap();
-    let confirmed = async {
-        while world.machine.variables().unwrap().0 != "B" {
-            tokio::time::sleep(crate::world::machine::LOOK).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, confirmed).await.expect("it is confirmed without the hub");
+    let confirmed = |world: &World| world.machine.variables().unwrap().0 == "B";
+    world.eventually("it is confirmed without the hub", confirmed).await;
     world.start_hub(stopped).await;
     let twin = world.over(started["id"].as_str().unwrap()).await;
     assert_told_well(&world, &twin, "2.0.0");
@@ -89,13 +41,12 @@ async fn a_hub_that_is_gone_during_the_whole_update_hears_of_it_later() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trial_waits_for_the_hub() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    world.until("it downloads", |twin| phase(twin) == "downloading").await;
+    let id = world.half_an_update("2.0.0.img").await;
     let stopped = world.stop_hub().await;
+    world.images.release();
     world.machine.restart_order(LIMIT).await.unwrap();
     assert_eq!(world.machine.restart().await.unwrap().slot, 'B');
-    world.saved_phase(&["trial"]).await;
+    world.saved_state("trial").await;
     assert_eq!(world.machine.variables().unwrap().0, "A", "not confirmed without the hub");
     world.start_hub(stopped).await;
     let twin = world.over(&id).await;
@@ -108,10 +59,9 @@ async fn a_trial_without_a_hub_is_lost_and_told_when_the_hub_is_back() {
     let mut world = World::new().await;
     world.machine.set("update.trial_limit_s", 5);
     world.start().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    world.until("it downloads", |twin| phase(twin) == "downloading").await;
+    let id = world.half_an_update("2.0.0.img").await;
     let stopped = world.stop_hub().await;
+    world.images.release();
     for slot in ['B', 'A'] {
         world.machine.restart_order(LIMIT).await.unwrap();
         assert_eq!(world.machine.restart().await.unwrap().slot, slot);
@@ -128,61 +78,25 @@ async fn a_trial_without_a_hub_is_lost_and_told_when_the_hub_is_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_expires_in_mid_download_costs_no_byte_and_no_report() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    world.until("it downloads", |twin| phase(twin) == "downloading").await;
+    let id = world.half_an_update("2.0.0.img").await;
     let mut events = world.events();
     world.hub().faults(DEVICE).expire_token_now().unwrap();
     let lost =
         |kind: &EventKind| matches!(kind, EventKind::Disconnected { reason: Reason::TokenExpired });
     world.event(&mut events, lost).await;
+    world.online().await;
+    world.images.release();
     let twin = world.over(&id).await;
     assert_told_well(&world, &twin, "2.0.0");
     assert_eq!(world.images.seen("/2.0.0.img").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_are_renewed_in_time_and_no_call_is_lost() {
-    let mut world =
-        World::with(Options { sas_grace: Duration::ZERO, ..Options::default() }, true).await;
-    world.machine.set("hub.token_lifetime_s", 10);
-    world.start().await;
-    world.slow("2.0.0.img", 1);
-    let mut events = world.events();
-    let id = world.update("2.0.0.img").await;
-    let mut renewed = 0;
-    let calls = async {
-        while renewed < 2 {
-            let limit = Duration::from_secs(20);
-            let call = world.hub().invoke(DEVICE, "getFirmwareStatus", Value::Null, limit).await;
-            // Between two connections a device is not online; an answer is never lost.
-            match call {
-                Ok((status, _)) => assert_eq!(status, 200),
-                Err(error) => assert_eq!(error.code(), 404_103, "{error}"),
-            }
-            while let Some(event) = events.try_next() {
-                match event.kind {
-                    EventKind::Connected { .. } => renewed += 1,
-                    EventKind::Disconnected { reason } => {
-                        assert_ne!(reason, Reason::TokenExpired, "renewed too late");
-                    }
-                    EventKind::AuthFailed { reason, .. } => panic!("{reason}"),
-                    _ => {}
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, calls).await.expect("two renewals");
-    let twin = world.over(&id).await;
-    assert_told_well(&world, &twin, "2.0.0");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_hub_hears_the_truth_in_the_end() {
     for status in [429, 500] {
         let mut world = World::started().await;
-        world.slow("2.0.0.img", 1);
+        // Slow enough for reports of mere progress.
+        world.fault("2.0.0.img", [Fault::Slow(60_000)]);
         let id = world.update("2.0.0.img").await;
         world.until("it downloads", |twin| phase(twin) == "downloading").await;
         let mut events = world.events();
@@ -198,7 +112,6 @@ async fn a_busy_hub_hears_the_truth_in_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_acknowledgement_is_made_good() {
     let mut world = World::started().await;
-    world.slow("2.0.0.img", 1);
     world.hub().faults(DEVICE).lose_next_response().unwrap();
     let id = world.update("2.0.0.img").await;
     let twin = world.over(&id).await;
@@ -214,17 +127,11 @@ async fn a_refused_credential_is_told_and_not_a_storm() {
     for _ in 0..2 {
         world.event(&mut events, |kind| matches!(kind, EventKind::AuthFailed { .. })).await;
     }
-    let told = async {
-        loop {
-            let output = world.twinboot(&["status"]);
-            assert!(output.status.success(), "{output:?}");
-            if String::from_utf8(output.stdout).unwrap().contains("the hub refused") {
-                return;
-            }
-            tokio::time::sleep(crate::world::machine::LOOK).await;
-        }
+    let told = |world: &World| {
+        let output = world.twinboot(&["status"]);
+        String::from_utf8(output.stdout).unwrap().contains("the hub refused")
     };
-    tokio::time::timeout(LIMIT, told).await.expect("the status says why");
+    world.eventually("the status says why", told).await;
     world.hub().set_enabled(DEVICE, true).unwrap();
     world.up().await;
 }

@@ -1,9 +1,10 @@
 //! The daemon or the machine is stopped in a known state, and goes on from there.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::world::images::Fault;
 use crate::world::machine::{LIMIT, LOOK};
 use crate::world::{World, is_over};
 
@@ -11,11 +12,13 @@ use crate::world::{World, is_over};
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The states in which an update can be met, by the name in the state file.
-const PHASES: [&str; 4] = ["fetching", "verifying", "switching", "trial"];
+const STATES: [&str; 4] = ["fetching", "verifying", "switching", "trial"];
 
 /// What happens to the daemon or the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Blow {
+    /// The line to the hub is cut.
+    LineCut,
     /// systemd stops and starts the daemon.
     Restart,
     /// The daemon dies and is started again.
@@ -24,28 +27,36 @@ enum Blow {
     PowerCut,
 }
 
-/// Has `blow` come when the state file first tells `phase`; the update must end well.
-async fn strike(blow: Blow, phase: &str) {
+/// Has `blow` come in each of the states; the update must end well each time.
+async fn strike_in_every_state(blow: Blow) {
+    for state in STATES {
+        // Some states last for milliseconds, and may be over before they are seen.
+        let mut tries = 0;
+        while !strike(blow, state).await {
+            tries += 1;
+            assert!(tries < 10, "no update was met in {state}");
+        }
+    }
+}
+
+/// False if an update went through `state` too fast to be met in it.
+async fn strike(blow: Blow, state: &str) -> bool {
     let mut world = World::new().await;
-    if phase == "trial" {
-        // Long enough to be met in it: passes from the third round on.
-        let rounds = world.folder().join("rounds");
-        let program =
-            format!("#!/bin/sh\necho >>'{0}'\n[ \"$(wc -l <'{0}')\" -ge 4 ]\n", rounds.display());
-        world.machine.health_program("slow", Some(&program)).unwrap();
-    }
+    world.only_well_as("1.0.0", "not yet");
     world.start().await;
-    if phase == "trial" {
-        std::fs::write(world.folder().join("rounds"), "").unwrap();
+    let id = world.half_an_update("2.0.0.img").await;
+    if !meet(&mut world, state).await {
+        return false;
     }
-    world.fault("2.0.0.img", [crate::world::images::Fault::Slow(60_000)]);
-    let id = world.update("2.0.0.img").await;
-    meet(&mut world, phase).await;
     match blow {
+        Blow::LineCut => {
+            // Gone already, in the middle of a restart, is as good as cut.
+            let _ = world.hub().faults(crate::world::DEVICE).drop_now();
+            world.machine.thaw().unwrap();
+        }
         Blow::Restart => {
-            let asked = Instant::now();
             let status = world.machine.sigterm(STOP_LIMIT).await.unwrap();
-            assert!(status.success(), "{phase}: {status} after {:?}", asked.elapsed());
+            assert!(status.success(), "{state}: {status}");
             world.assert_bootable();
             world.machine.start_daemon().unwrap();
         }
@@ -60,74 +71,79 @@ async fn strike(blow: Blow, phase: &str) {
             world.machine.power_cut().unwrap();
         }
     }
+    world.get_well();
+    world.images.release();
     let twin = world.over(&id).await;
     world.assert_bootable();
     let last = &twin["twinboot"]["lastUpdate"];
     // A one-shot try is over with the power: then the old slot is home, and says so.
-    if phase == "trial" && matches!(blow, Blow::PowerCut) {
+    if state == "trial" && blow == Blow::PowerCut {
         assert_eq!((&last["result"], &last["code"]), (&json!("rolledBack"), &json!("fellBack")));
-        assert_eq!(world.machine.running().unwrap().slot, 'A');
-        return;
+        world.assert_at_home();
+        return true;
     }
-    assert_eq!(last["result"], "succeeded", "{blow:?} in {phase}: {last}");
+    assert_eq!(last["result"], "succeeded", "{blow:?} in {state}: {last}");
+    assert_eq!(twin["iothubDM"]["firmwareUpdate"]["status"], "applyComplete");
+    assert_eq!(twin["firmwareStatus"], "completed");
+    assert_eq!(twin["firmware"]["fwUpdateStatus"], "current");
+    assert_eq!(twin["firmware"]["currentFwVersion"], "2.0.0");
     world.assert_runs('B', "2.0.0");
+    let transfers = if state == "fetching" && blow != Blow::LineCut { 2 } else { 1 };
+    assert_eq!(world.images.seen("/2.0.0.img").len(), transfers);
+    true
 }
 
-/// Waits until the update is in `phase`, restarting the machine where that is the way there.
-async fn meet(world: &mut World, phase: &str) {
-    match phase {
-        "fetching" => {
-            let some = |twin: &Value| twin["twinboot"]["update"]["percent"].as_u64() > Some(10);
-            world.until("some has come", some).await;
-        }
+/// Stops the daemon in `state`, half way where that can be; false if it was not met in it.
+async fn meet(world: &mut World, state: &str) -> bool {
+    match state {
+        "fetching" => world.half_is_proven().await,
         "trial" => {
+            world.images.release();
             world.machine.restart_order(LIMIT).await.unwrap();
             world.machine.restart().await.unwrap();
-            world.saved_phase(&["trial"]).await;
+            world.saved_state("trial").await;
+            world.online().await;
         }
-        other => drop(world.saved_phase(&[other]).await),
+        _ => world.images.release(),
     }
+    tokio::task::block_in_place(|| world.machine.freeze_in(state)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_cut_in_every_state_loses_nothing() {
+    strike_in_every_state(Blow::LineCut).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_daemon_ends_in_time_and_goes_on_in_every_state() {
-    for phase in PHASES {
-        strike(Blow::Restart, phase).await;
-    }
+    strike_in_every_state(Blow::Restart).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_daemon_goes_on_in_every_state() {
-    for phase in PHASES {
-        strike(Blow::Kill, phase).await;
-    }
+    strike_in_every_state(Blow::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_is_outlived_in_every_state() {
-    for phase in PHASES {
-        strike(Blow::PowerCut, phase).await;
-    }
+    strike_in_every_state(Blow::PowerCut).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_on_the_way_back_ends_in_the_old_slot() {
     let mut world = World::new().await;
     world.machine.set("update.trial_limit_s", 5);
-    let release = world.folder().join("sysroot/etc/os-release");
-    let program = format!("#!/bin/sh\ngrep -q 1.0.0 '{}'\n", release.display());
-    world.machine.health_program("well", Some(&program)).unwrap();
+    world.only_well_as("1.0.0", "not well");
     world.start().await;
     let id = world.update("2.0.0.img.zst").await;
     world.machine.restart_order(LIMIT).await.unwrap();
     world.machine.restart().await.unwrap();
-    world.saved_phase(&["rollingBack"]).await;
+    world.saved_state("rollingBack").await;
     world.machine.power_cut().unwrap();
     let twin = world.over(&id).await;
     let last = &twin["twinboot"]["lastUpdate"];
     assert_eq!((&last["result"], &last["code"]), (&json!("rolledBack"), &json!("unhealthy")));
-    assert_eq!(world.machine.running().unwrap().slot, 'A');
-    assert_eq!(world.machine.variables().unwrap(), ("A".to_owned(), String::new()));
+    world.assert_at_home();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,10 +152,13 @@ async fn a_cut_download_goes_on_from_what_is_proven() {
         let mut world = World::started().await;
         let path = crate::world::image("2.0.0").with_file_name(file);
         let whole = std::fs::metadata(path).unwrap().len() as usize;
-        world.slow(file, 2);
+        world.fault(file, [Fault::Hold(whole * 2 / 3)]);
         let id = world.update(file).await;
-        let half = |twin: &Value| twin["twinboot"]["update"]["percent"].as_u64() > Some(60);
-        world.until("more than half", half).await;
+        let held = |world: &World| world.images.sent_since(&format!("/{file}"), 0) > whole / 2;
+        world.eventually("more than half is sent", held).await;
+        if file.ends_with(".img") {
+            world.half_is_proven().await;
+        }
         world.machine.power_cut().unwrap();
         world.until("it is confirmed", |twin| is_over(twin, &id)).await;
         world.assert_runs('B', "2.0.0");
@@ -147,7 +166,7 @@ async fn a_cut_download_goes_on_from_what_is_proven() {
         assert_eq!(seen.len(), 2, "{file}");
         if file.ends_with(".img") {
             // A raw image goes on at the checkpoint, a compressed one where its format allows it.
-            assert!(seen[1].from.is_some_and(|from| from > whole / 3), "{:?}", seen[1]);
+            assert!(seen[1].from.is_some_and(|from| from >= whole / 3), "{:?}", seen[1]);
         }
     }
 }
@@ -180,7 +199,10 @@ async fn a_restart_that_does_not_come_is_ordered_again_and_given_up() {
     let twin = world.reported();
     let last = &twin["twinboot"]["lastUpdate"];
     assert_eq!((&last["result"], &last["code"]), (&json!("failed"), &json!("restartFailed")));
-    assert_eq!(world.machine.variables().unwrap(), ("A".to_owned(), String::new()));
+    // Saved and told first, done after it.
+    let forgotten = |world: &World| world.machine.variables().unwrap().1.is_empty();
+    world.eventually("the new slot is not to be tried any more", forgotten).await;
+    world.assert_at_home();
 }
 
 /// A small file system of its own; unmounted when dropped.
@@ -218,17 +240,12 @@ async fn a_full_state_partition_is_told_and_outlived() {
 
     // Full in the middle of an update: what cannot be saved waits, and nothing is lost.
     std::fs::remove_file(&filler).unwrap();
-    world.slow("2.0.0.img", 1);
-    let id = world.update("2.0.0.img").await;
-    let some = |twin: &Value| twin["twinboot"]["update"]["percent"].as_u64() > Some(10);
-    world.until("some has come", some).await;
+    let id = world.half_an_update("2.0.0.img").await;
+    world.half_is_proven().await;
     fill(&filler);
-    let told = async {
-        while !world.log().contains("the state cannot be saved") {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, told).await.expect("it is told");
+    world.images.release();
+    let told = |world: &World| world.log().contains("the state cannot be saved");
+    world.eventually("it is told", told).await;
     world.assert_bootable();
     std::fs::remove_file(&filler).unwrap();
     let twin = world.over(&id).await;
@@ -258,7 +275,7 @@ async fn a_state_file_that_makes_no_sense_is_set_aside_and_told() {
         |twin: &Value| twin["twinboot"]["notices"].to_string().contains("could not be understood");
     world.until("it is told", told).await;
     world.up().await;
-    assert_eq!(std::fs::metadata(&state).unwrap().len() > 0, true);
+    assert!(std::fs::metadata(&state).unwrap().len() > 0);
     let kept = std::fs::read_to_string(world.folder().join("state/state.json.bad-1")).unwrap();
     assert_eq!(kept, "{ half a file");
     let id = world.update("2.0.0.img").await;
@@ -276,12 +293,8 @@ async fn a_trial_whose_state_file_is_lost_is_not_confirmed_blindly() {
     let stopped = world.stop_hub().await;
     assert_eq!(world.machine.power_cut().unwrap().slot, 'B');
     // Without the hub the checks do not pass, and the slot is not home.
-    let there = async {
-        while !world.machine.socket().exists() {
-            tokio::time::sleep(LOOK).await
-        }
-    };
-    tokio::time::timeout(LIMIT, there).await.unwrap();
+    let there = |world: &World| world.twinboot(&["status"]).status.success();
+    world.eventually("the daemon runs", there).await;
     assert_eq!(world.machine.variables().unwrap().0, "A");
     world.start_hub(stopped).await;
     world.up().await;

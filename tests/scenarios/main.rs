@@ -15,7 +15,7 @@
 )]
 
 mod answers;
-//mod command;
+mod command;
 mod contracts;
 mod desired;
 mod guard;
@@ -23,7 +23,10 @@ mod hub;
 mod images;
 mod interrupted;
 mod kill;
-//mod secrets;
+mod operators;
+mod page;
+mod secrets;
+mod state;
 
 #[path = "../support/world.rs"]
 mod world;

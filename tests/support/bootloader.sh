@@ -14,10 +14,15 @@ variables=$folder/bootloader.env
 running=$(sed -n 's/.*twinboot\.slot=\([AB]\).*/\1/p' "$folder/sysroot/proc/cmdline")
 case $slot in A) other=B ;; B) other=A ;; *) other= ;; esac
 
-# Replaced as a whole, and on the medium before the call ends.
+boot() { cat "$folder/sysroot/proc/sys/kernel/random/boot_id"; }
+begun_in=$(boot)
+
+# Replaced as a whole, and on the medium before the call ends. Not after the power went: then the
+# machine is in another boot, which this call is not of.
 store() {
     printf 'default=%s\ntry=%s\n' "$default" "$try" >"$variables.new"
     sync "$variables.new"
+    [ "$(boot)" = "$begun_in" ]
     mv "$variables.new" "$variables"
     sync "$folder"
 }

@@ -203,7 +203,7 @@ pub fn write_secret(path: &Path, text: &str) {
 }
 
 /// Writes a self-signed certificate and its key; returns the SHA-256 thumbprint.
-fn write_certificate(name: &str, chain: &Path, key_file: &Path) -> String {
+pub fn write_certificate(name: &str, chain: &Path, key_file: &Path) -> String {
     let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
     let mut subject = X509NameBuilder::new().unwrap();
     subject.append_entry_by_text("CN", name).unwrap();

@@ -26,6 +26,7 @@ use openssl::x509::extension::{BasicConstraints, ExtendedKeyUsage, SubjectAltern
 use openssl::x509::{X509, X509Builder, X509NameBuilder};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_openssl::SslStream;
 
 /// A certificate authority of its own, and what it signed.
@@ -114,6 +115,8 @@ pub enum Fault {
     Lie(String),
     /// Sends so many bytes each 10 ms.
     Slow(usize),
+    /// Sends at most so many bytes, and the rest after [`ImageServer::release`].
+    Hold(usize),
 }
 
 /// A file on the server.
@@ -180,6 +183,7 @@ pub struct ImageServer {
     /// Port for `http`.
     pub http_port: u16,
     state: Arc<Mutex<State>>,
+    releases: Arc<watch::Sender<()>>,
 }
 
 impl ImageServer {
@@ -199,6 +203,7 @@ impl ImageServer {
             port: tls.local_addr().unwrap().port(),
             http_port: plain.local_addr().unwrap().port(),
             state: Arc::default(),
+            releases: Arc::default(),
         };
         let this = server.clone();
         tokio::spawn(async move {
@@ -230,6 +235,11 @@ impl ImageServer {
     /// Changes the file at `path`.
     pub fn edit(&self, path: &str, change: impl FnOnce(&mut File)) {
         change(self.state.lock().unwrap().files.get_mut(path).unwrap());
+    }
+
+    /// Lets every transfer go on that is held now.
+    pub fn release(&self) {
+        self.releases.send_replace(());
     }
 
     /// The requests for `path` so far.
@@ -287,6 +297,8 @@ impl ImageServer {
         from: Option<usize>,
         headers: &HashMap<String, String>,
     ) {
+        // Before the first byte: whoever saw a byte come and then releases is heard.
+        let mut releases = self.releases.subscribe();
         let mut answer: Vec<(String, String)> = vec![("Connection".into(), "close".into())];
         match &fault {
             Some(Fault::Status(status, more)) => {
@@ -346,7 +358,17 @@ impl ImageServer {
             Some(Fault::Slow(step)) => (body.len(), step),
             _ => (body.len(), usize::MAX),
         };
+        let mut hold = match fault {
+            Some(Fault::Hold(bytes)) => Some(bytes),
+            _ => None,
+        };
+        let mut sent = 0;
         for piece in body[..count].chunks(step.min(64 * 1024)) {
+            sent += piece.len();
+            if hold.is_some_and(|bytes| sent > bytes) {
+                let _ = releases.changed().await;
+                hold = None;
+            }
             let framed = if is_chunked {
                 [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
             } else {

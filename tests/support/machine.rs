@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tokio::net::unix::pipe;
 
@@ -27,6 +28,9 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that tells nobody when it changes.
 pub const LOOK: Duration = Duration::from_millis(10);
+
+/// The saved states of an update, in their order.
+const STATES: [&str; 5] = ["fetching", "verifying", "switching", "trial", "rollingBack"];
 
 const BOOTLOADER: &str = include_str!("bootloader.sh");
 
@@ -57,6 +61,7 @@ pub struct Machine {
     twinbootd: PathBuf,
     config: toml::Table,
     brought: Vec<Brought>,
+    environment: Vec<(String, PathBuf)>,
     orders: pipe::Receiver,
     daemon: Option<Child>,
     running: Option<Boot>,
@@ -124,7 +129,8 @@ impl Machine {
         let program = |name: &str, text: &str| write_mode(&folder.join(name), text, 0o755);
         program("bootloader.sh", BOOTLOADER)?;
         let fifo = folder.join("restart.fifo");
-        let restart = format!("#!/bin/sh\necho restart >'{}'\n", fifo.display());
+        // Open for both here, too: it does not wait for a reader that was killed.
+        let restart = format!("#!/bin/sh\necho restart 1<>'{}'\n", fifo.display());
         program("restart.sh", &restart)?;
         program("bin/systemctl", &restart)?;
         write_mode(&folder.join("bootloader.env"), "default=A\ntry=\n", 0o644)?;
@@ -134,16 +140,19 @@ impl Machine {
         let orders = pipe::OpenOptions::new().read_write(true).open_receiver(&fifo)?;
 
         let config = defaults(&folder, &slots);
-        Ok(Machine {
+        let machine = Machine {
             folder,
             slots,
             twinbootd: plan.twinbootd.to_owned(),
             config,
             brought: Vec::new(),
+            environment: Vec::new(),
             orders,
             daemon: None,
             running: None,
-        })
+        };
+        machine.synchronise_clock(true)?;
+        Ok(machine)
     }
 
     /// Sets a key of the daemon's configuration, such as `update.trial_limit_s`; it counts from
@@ -187,6 +196,11 @@ impl Machine {
         }
     }
 
+    /// Sets a variable in the environment of the daemon's next starts, as systemd does.
+    pub fn environment(&mut self, name: &str, value: &Path) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Puts a program into `health.d`; without text it is taken away.
     ///
     /// # Errors
@@ -213,6 +227,11 @@ impl Machine {
     /// No slot boots, or the daemon could not be started.
     pub fn boot(&mut self) -> io::Result<Boot> {
         assert!(self.daemon.is_none(), "the machine runs already");
+        // First: what a bootloader call of the boot before still has to do is lost.
+        self.write_sysroot(
+            "proc/sys/kernel/random/boot_id",
+            &format!("{:032x}\n", fastrand::u128(..)),
+        )?;
         let variables = self.variables()?;
         let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
         let wanted = if wanted == "B" { 'B' } else { 'A' };
@@ -228,7 +247,7 @@ impl Machine {
             found.ok_or_else(|| io::Error::other("neither slot holds a system: a brick"))?;
         let boot = Boot { slot, version, fell_back: slot != wanted };
         self.running = Some(boot.clone());
-        self.write_sysroot(&boot, &release)?;
+        self.tell_of(&boot, &release)?;
         self.start_daemon()?;
         Ok(boot)
     }
@@ -259,8 +278,8 @@ impl Machine {
         fs::write(self.folder.join("bootloader.env"), text)
     }
 
-    fn write_sysroot(&self, boot: &Boot, release: &str) -> io::Result<()> {
-        let root = self.folder.join("sysroot");
+    /// What the system tells of itself.
+    fn tell_of(&self, boot: &Boot, release: &str) -> io::Result<()> {
         let slot = self.slot(boot.slot);
         let number = if self.differences().any(|it| matches!(it, Difference::NoDataPartition)) {
             Some(device_number(&self.folder)?)
@@ -270,19 +289,27 @@ impl Machine {
         let mounted = number.map_or_else(String::new, |number| {
             format!("21 1 {number} / / ro,relatime - ext4 {} ro\n", slot.device.display())
         });
-        let id = format!("{:032x}\n", fastrand::u128(..));
-        for (path, text) in [
-            ("proc/cmdline", format!("quiet twinboot.slot={} ro\n", boot.slot)),
-            ("proc/self/mountinfo", mounted),
-            ("proc/sys/kernel/random/boot_id", id),
-            ("etc/os-release", release.to_owned()),
-            ("run/systemd/timesync/synchronized", String::new()),
-        ] {
-            let path = root.join(path);
-            fs::create_dir_all(path.parent().unwrap_or(&root))?;
-            fs::write(path, text)?;
+        self.write_sysroot("proc/cmdline", &format!("quiet twinboot.slot={} ro\n", boot.slot))?;
+        self.write_sysroot("proc/self/mountinfo", &mounted)?;
+        self.write_sysroot("etc/os-release", release)
+    }
+
+    fn write_sysroot(&self, path: &str, text: &str) -> io::Result<()> {
+        let path = self.folder.join("sysroot").join(path);
+        fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
+        fs::write(path, text)
+    }
+
+    /// Says, or no longer says, that the clock has been set from the network.
+    ///
+    /// # Errors
+    /// The file could not be written or removed.
+    pub fn synchronise_clock(&self, synchronised: bool) -> io::Result<()> {
+        let path = "run/systemd/timesync/synchronized";
+        if synchronised {
+            return self.write_sysroot(path, "");
         }
-        Ok(())
+        fs::remove_file(self.folder.join("sysroot").join(path))
     }
 
     /// Starts the daemon in the present boot, as systemd does after it has died.
@@ -333,6 +360,7 @@ impl Machine {
             .arg(self.folder.join("sysroot"))
             .env_remove("NOTIFY_SOCKET")
             .env_remove("CREDENTIALS_DIRECTORY")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -367,6 +395,41 @@ impl Machine {
         }
     }
 
+    /// Stops the daemon in its tracks as soon as this state is saved. False if it was not met in
+    /// it: then it runs on.
+    ///
+    /// # Errors
+    /// It does not run, or cannot be stopped.
+    pub fn freeze_in(&mut self, state: &str) -> io::Result<bool> {
+        let daemon = self.daemon.as_ref().map(pid);
+        let daemon = daemon.ok_or_else(|| io::Error::other("the daemon does not run"))?;
+        let place = |state: &str| STATES.iter().position(|known| *known == state);
+        let is_before = |now: &str| place(now) < place(state);
+        let begun = Instant::now();
+        while is_before(&self.saved_state()) && begun.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        kill(daemon, Signal::SIGSTOP)?;
+        let stopped = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(daemon), stopped)?;
+        let met = self.saved_state() == state;
+        if !met {
+            kill(daemon, Signal::SIGCONT)?;
+        }
+        Ok(met)
+    }
+
+    /// Lets a frozen daemon go on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn thaw(&self) -> io::Result<()> {
+        match &self.daemon {
+            Some(daemon) => Ok(kill(pid(daemon), Signal::SIGCONT)?),
+            None => Err(io::Error::other("the daemon does not run")),
+        }
+    }
+
     /// Asks the daemon to end, as systemd does.
     ///
     /// # Errors
@@ -376,6 +439,8 @@ impl Machine {
             return Err(io::Error::other("the daemon does not run"));
         };
         kill(pid(daemon), Signal::SIGTERM)?;
+        // It may be frozen.
+        kill(pid(daemon), Signal::SIGCONT)?;
         let asked = Instant::now();
         loop {
             if let Some(status) = daemon.try_wait()? {
@@ -479,6 +544,17 @@ impl Machine {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default()
+    }
+
+    /// The name of the saved state, such as `fetching`; empty while there is none.
+    pub fn saved_state(&self) -> String {
+        let saved = self.saved();
+        let state = saved.pointer("/saved/state");
+        let name = state.and_then(|state| match state {
+            serde_json::Value::Object(members) => members.keys().next().cloned(),
+            other => other.as_str().map(str::to_owned),
+        });
+        name.unwrap_or_default()
     }
 
     /// Everything that helps to understand a failure. No secrets: the credential is left out.

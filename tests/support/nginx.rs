@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,9 @@ const TEMPLATE: &str = include_str!("../https/nginx.conf.in");
 
 /// How long it may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How many ports are tried.
+const PORT_TRIES: u32 = 5;
 
 /// A running server. It ends when this is dropped, or when the process ends.
 #[derive(Debug)]
@@ -47,8 +50,21 @@ impl Nginx {
     /// The certificate could not be made, or nginx did not start; the text says why.
     pub fn start(folder: &Path, root: &Path) -> io::Result<Self> {
         certificate(folder)?;
-        // nginx cannot be told to take any port: one is reserved and given free again.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        // nginx cannot be told to take any port: one is reserved and given free again. Somebody
+        // may be quicker.
+        let mut tries = 1;
+        loop {
+            let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+            match Nginx::start_at(folder, root, address) {
+                Err(error) if tries < PORT_TRIES && error.kind() == io::ErrorKind::AddrInUse => {
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn start_at(folder: &Path, root: &Path, address: SocketAddr) -> io::Result<Self> {
         let path = |path: &Path| path.display().to_string();
         let text = TEMPLATE
             .replace("@RUN@", &path(folder))
@@ -75,9 +91,11 @@ impl Nginx {
         Ok(nginx)
     }
 
+    /// It writes its pid once it listens. A connection would prove less: the port may be another's.
     fn wait_until_it_listens(&mut self) -> io::Result<()> {
         let begun = Instant::now();
-        while TcpStream::connect(self.address).is_err() {
+        let pid = self.folder.join("nginx.pid");
+        while fs::read_to_string(&pid).unwrap_or_default().trim().is_empty() {
             let problem = match self.process.try_wait()? {
                 Some(status) => format!("nginx ended with {status}"),
                 None if begun.elapsed() > START_LIMIT => "nginx does not listen".to_owned(),
@@ -87,7 +105,9 @@ impl Nginx {
                 }
             };
             let log = fs::read_to_string(self.folder.join("nginx.log")).unwrap_or_default();
-            return Err(io::Error::other(format!("{problem}: {log}")));
+            let taken = log.contains("Address already in use");
+            let kind = if taken { io::ErrorKind::AddrInUse } else { io::ErrorKind::Other };
+            return Err(io::Error::new(kind, format!("{problem}: {}", log.trim_end())));
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! The two slots of a played device: loop devices where the machine has them, plain files elsewhere.
+#![allow(dead_code, reason = "the tests and the demo each use a part")]
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -24,8 +27,8 @@ impl Slot {
         if loop_devices && let Ok(device) = attach_loop(file) {
             let open = File::open(&device);
             // Told before the first use: it happens at the last close.
-            let told = Command::new("losetup").arg("--detach").arg(&device).status();
-            let (open, _) = (open?, told?);
+            losetup(&["--detach".as_ref(), device.as_ref()])?;
+            let open = open?;
             return Ok(Slot { file: file.to_owned(), device, _open: Some(open) });
         }
         Ok(Slot { file: file.to_owned(), device: file.to_owned(), _open: None })
@@ -60,10 +63,27 @@ impl Slot {
     }
 }
 
-fn attach_loop(file: &Path) -> io::Result<PathBuf> {
-    let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output()?;
-    match String::from_utf8(output.stdout) {
-        Ok(device) if output.status.success() => Ok(device.trim().into()),
-        _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned())),
+/// Detaches whatever loop devices a killed process has left on `file`, as far as that is allowed.
+pub fn let_go(file: &Path) {
+    let list = ["--noheadings", "--output", "NAME", "--associated"].map(OsStr::new);
+    // Without losetup there are none.
+    let devices = losetup(&[&list[..], &[file.as_ref()]].concat()).unwrap_or_default();
+    for device in devices.lines() {
+        let _ = losetup(&["--detach".as_ref(), device.trim().as_ref()]);
     }
+}
+
+fn attach_loop(file: &Path) -> io::Result<PathBuf> {
+    let device = losetup(&["--find".as_ref(), "--show".as_ref(), file.as_ref()])?;
+    Ok(device.trim().into())
+}
+
+/// Runs losetup and returns what it prints. In a process group of its own: a key press that ends
+/// this program must not end losetup halfway, which would leave a device behind.
+fn losetup(arguments: &[&OsStr]) -> io::Result<String> {
+    let output = Command::new("losetup").args(arguments).process_group(0).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -13,11 +13,15 @@ use tempfile::TempDir;
 pub mod images;
 #[path = "machine.rs"]
 pub mod machine;
+#[path = "network.rs"]
+pub mod network;
 #[path = "release.rs"]
 pub mod release;
+#[path = "systemd.rs"]
+pub mod systemd;
 
 use images::{Authority, Fault, File, ImageServer};
-use machine::{Happening, LIMIT, Machine, Plan};
+use machine::{Happening, LIMIT, LOOK, Machine, Plan};
 use release::Form;
 
 /// The device's name in the hub.
@@ -25,6 +29,9 @@ pub const DEVICE: &str = "pi-1";
 
 /// Small enough that 12 MiB take some seconds: bytes each 10 ms.
 pub const SLOW: usize = 20_000;
+
+/// Half of every image, where transfers are held.
+pub const HALF: usize = (release::IMAGE_BYTES / 2) as usize;
 
 /// Everything of one scenario. Dropped, it ends and vanishes; after a failure it first tells what
 /// it knows.
@@ -47,7 +54,10 @@ struct Shared {
 fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let name = format!("scenarios-{}", std::env::current_exe().unwrap().display());
+        // A copy of the program in a network of its own has a folder of its own.
+        let inside = network::inside().unwrap_or_default();
+        let program = std::env::current_exe().unwrap();
+        let name = format!("scenarios-{}-{}", program.display(), inside.display());
         let name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let _ = std::fs::remove_dir_all(&folder);
@@ -126,9 +136,14 @@ impl World {
         self.up().await;
     }
 
-    /// Waits until the device is connected and its slot is known good.
+    /// Waits until the device is connected and tells that the slot it runs from is known good.
     pub async fn up(&mut self) {
-        self.until("the device is up", |twin| twin["twinboot"]["confirmed"] == true).await;
+        let running = self.machine.running().expect("the machine is on").clone();
+        let told = move |twin: &Value| {
+            twin["twinboot"]["confirmed"] == true
+                && twin["twinboot"]["bootedSlot"] == running.slot.to_string()
+        };
+        self.until("the device is up", told).await;
         self.online().await;
     }
 
@@ -172,6 +187,25 @@ impl World {
     /// Makes the next transfers of a file as slow as [`SLOW`].
     pub fn slow(&self, file: &str, times: usize) {
         self.fault(file, std::iter::repeat_n(Fault::Slow(SLOW), times));
+    }
+
+    /// Asks for an update whose transfer stops half way, until [`ImageServer::release`]. Returns the
+    /// run's id once the twin shows that it downloads.
+    pub async fn half_an_update(&mut self, file: &str) -> String {
+        self.fault(file, [Fault::Hold(HALF)]);
+        let id = self.update(file).await;
+        self.until("it downloads", |twin| phase(twin) == "downloading").await;
+        id
+    }
+
+    /// Waits until half of the image that is held has been proven to be in the slot.
+    pub async fn half_is_proven(&mut self) {
+        let proven = "/saved/state/fetching/checkpoint/written_bytes";
+        let enough = HALF as u64 - (2 << 20);
+        self.saved_until("half is proven", |saved| {
+            saved.pointer(proven).and_then(Value::as_u64).is_some_and(|bytes| bytes >= enough)
+        })
+        .await;
     }
 
     /// What happens to the next requests for a file.
@@ -235,6 +269,30 @@ impl World {
         }
     }
 
+    /// Plays the machine for some time.
+    pub async fn play(&mut self, time: Duration) {
+        if let Ok(happening) = tokio::time::timeout(time, self.machine.next()).await {
+            self.obey(happening.unwrap()).await;
+        }
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        match tokio::time::timeout(LIMIT, self.machine.next()).await {
+            Ok(Ok(Happening::Ended(status))) => status,
+            other => panic!("the daemon did not end: {other:?}"),
+        }
+    }
+
+    /// Starts the daemon in the present boot and waits until it is up.
+    pub async fn start_daemon_again(&mut self) {
+        let mut events = self.events();
+        self.machine.start_daemon().unwrap();
+        let connected = |event: &EventKind| matches!(event, EventKind::Connected { .. });
+        self.event(&mut events, connected).await;
+        self.up().await;
+    }
+
     async fn obey(&mut self, happening: Happening) {
         match happening {
             Happening::RestartOrdered => drop(self.machine.restart().await.unwrap()),
@@ -248,19 +306,51 @@ impl World {
         self.until(&what, |twin| is_over(twin, id)).await
     }
 
-    /// Waits until the saved state is in one of these phases.
-    pub async fn saved_phase(&mut self, phases: &[&str]) -> String {
+    /// Waits until the saved state is this one.
+    pub async fn saved_state(&mut self, state: &str) {
+        self.saved_until(state, |saved| {
+            let found = &saved["saved"]["state"];
+            found == state || found.get(state).is_some()
+        })
+        .await;
+    }
+
+    /// Waits until this is true of the state file. It tells nobody when it changes.
+    async fn saved_until(&mut self, what: &str, done: impl Fn(&Value) -> bool) {
         let wait = async {
-            loop {
-                let saved = self.machine.saved();
-                let phase = saved.pointer("/saved/state/phase").and_then(Value::as_str);
-                if let Some(phase) = phase.filter(|phase| phases.contains(phase)) {
-                    return phase.to_owned();
-                }
+            while !done(&self.machine.saved()) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("never in {phases:?}"))
+        tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("never saved: {what}"));
+    }
+
+    /// Waits for something that tells nobody when it becomes true.
+    pub async fn eventually(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !done(self) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    /// Has systems of any other version fail their checks, with these words, until
+    /// [`World::get_well`].
+    pub fn only_well_as(&self, version: &str, words: &str) {
+        let release = self.folder().join("sysroot/etc/os-release");
+        let cure = self.folder().join("cure");
+        let text = format!(
+            "#!/bin/sh\n[ -e '{}' ] || grep -q {version} '{}' && exit 0\necho '{words}' >&2\nexit 3\n",
+            cure.display(),
+            release.display(),
+        );
+        self.machine.health_program("well", Some(&text)).unwrap();
+    }
+
+    /// From now on every system passes its checks.
+    pub fn get_well(&self) {
+        std::fs::write(self.folder().join("cure"), "").unwrap();
     }
 
     /// The values that a place in the reported properties took, one after the other.
@@ -299,6 +389,12 @@ impl World {
         }
     }
 
+    /// The device is as it was before anything: release 1.0.0 in slot A, and nothing to be tried.
+    #[track_caller]
+    pub fn assert_at_home(&self) {
+        self.assert_runs('A', "1.0.0");
+    }
+
     /// The device ended in this slot with this release, for good.
     #[track_caller]
     pub fn assert_runs(&self, slot: char, version: &str) {
@@ -328,6 +424,11 @@ impl World {
             .output()
             .unwrap()
     }
+}
+
+/// The phase of the update in our own section.
+pub fn phase(reported: &Value) -> &str {
+    reported["twinboot"]["update"]["phase"].as_str().unwrap_or_default()
 }
 
 /// Whether the run with this id has ended.
