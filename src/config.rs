@@ -220,7 +220,7 @@ pub struct Hub {
 impl Default for Hub {
     fn default() -> Self {
         Hub {
-            credential_file: "/etc/twinboot/hub-credential".into(),
+            credential_file: "/var/lib/twinboot/hub-credential".into(),
             certificate_file: None,
             private_key_file: None,
             transport: Transport::Tcp,
@@ -492,7 +492,7 @@ pub struct Tryboot {
 impl Default for Tryboot {
     fn default() -> Self {
         Tryboot {
-            autoboot: "/boot/firmware/autoboot.txt".into(),
+            autoboot: "/boot/autoboot/autoboot.txt".into(),
             partition_a: Whole::of(2),
             partition_b: Whole::of(3),
         }

@@ -117,6 +117,32 @@ async fn an_image_without_the_credential_goes_back_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_on_a_slot_is_told_of_before_the_first_update() {
+    let mut world = World::new().await;
+    // Everything lies on the slot then, the credential too.
+    world.machine.no_data_partition_in("1.0.0");
+    world.machine.set("state.allow_on_slot", true);
+    world.start().await;
+    let notices = world.reported()["twinboot"]["notices"].to_string();
+    for part in ["hub-credential lies on slot A and will be missing", "the state folder"] {
+        assert!(notices.contains(part), "{part}: {notices}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_that_nobody_vouches_for_is_not_kept() {
+    let mut world = World::new().await;
+    let kept = |world: &World| world.machine.saved()["saved"]["newest_time"].clone();
+    world.machine.synchronise_clock(false).unwrap();
+    world.start().await;
+    assert_eq!(kept(&world), Value::Null, "it may be years ahead");
+    world.machine.synchronise_clock(true).unwrap();
+    let id = world.update("2.0.0.img").await;
+    world.over(&id).await;
+    assert!(kept(&world).is_number(), "{}", kept(&world));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_only_seems_to_live_does_not_keep_the_device() {
     let mut world = World::new().await;
     world.machine.set_in("2.0.0", "hub.no_such_key", 1);
@@ -137,7 +163,7 @@ async fn a_trial_that_still_has_time_is_left_alone() {
     world.machine.health_program("old-only", Some(&program)).unwrap();
     world.machine.set_in("2.0.0", "update.trial_limit_s", 86_400);
     let (mut world, _) = world.on_trial().await;
-    world.saved_phase(&["trial"]).await;
+    world.saved_state("trial").await;
     assert_eq!(world.guard(), Some(NOT_YET), "the daemon lives");
     world.machine.kill9();
     assert_eq!(world.guard(), Some(NOT_YET), "the daemon is dead");
@@ -151,7 +177,7 @@ async fn a_way_back_that_stopped_half_way_is_gone_to_the_end() {
     let program = format!("#!/bin/sh\ngrep -q 1.0.0 '{}'\n", release.display());
     world.machine.health_program("old-only", Some(&program)).unwrap();
     let (mut world, id) = world.on_trial().await;
-    world.saved_phase(&["rollingBack"]).await;
+    world.saved_state("rollingBack").await;
     world.machine.kill9();
     world.machine.forget_orders();
     assert_eq!(world.guard(), Some(0));
