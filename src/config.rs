@@ -390,13 +390,20 @@ pub struct Install {
     pub kind: InstallKind,
     /// For `command`: the program and its arguments.
     pub command: Vec<String>,
+    /// For `command`: how long the program may take nothing, or not end after the last byte.
+    pub stall_limit_s: Seconds<1, 86_400>,
     /// How much is written between two points from which a cut update goes on, in MiB.
     pub checkpoint_mib: Whole<1, 4096>,
 }
 
 impl Default for Install {
     fn default() -> Self {
-        Install { kind: InstallKind::Block, command: Vec::new(), checkpoint_mib: Whole::of(64) }
+        Install {
+            kind: InstallKind::Block,
+            command: Vec::new(),
+            stall_limit_s: Seconds::of(900),
+            checkpoint_mib: Whole::of(64),
+        }
     }
 }
 

@@ -86,8 +86,9 @@ impl Tryboot {
     /// in its place would never be read by the firmware.
     fn read(&self) -> Result<String, BootError> {
         match std::fs::read(&self.config.autoboot) {
-            Ok(bytes) => String::from_utf8(bytes)
-                .map_err(|_| self.invalid("holds bytes that are not text")),
+            Ok(bytes) => {
+                String::from_utf8(bytes).map_err(|_| self.invalid("holds bytes that are not text"))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.invalid(
                 "does not exist: mount the first FAT partition of the medium there, or correct \
                  boot.tryboot.autoboot; on a new medium make an empty file",

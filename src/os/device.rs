@@ -124,7 +124,9 @@ mod tests {
             assert_eq!(mounted_root(&mountinfo), expected, "{mountinfo}");
         }
         let all = format!("{root}\n{proc}\n{overlay}\n");
-        for (number, kind) in [("179:3", Some("squashfs")), ("0:45", Some("overlay")), ("0:1", None)] {
+        for (number, kind) in
+            [("179:3", Some("squashfs")), ("0:45", Some("overlay")), ("0:1", None)]
+        {
             let number = DeviceNumber::parse(number).unwrap();
             assert_eq!(file_system_kind(&all, number).as_deref(), kind, "{number}");
         }

@@ -17,3 +17,4 @@ pub use machine::{
 };
 pub use restart::{RestartError, restart, restart_words};
 pub use tool::{Finished, Tail, Tool, ToolError};
+pub(crate) use tool::{KILL_LIMIT, SLICE, Stream, hide_private_variables, wait};
