@@ -35,6 +35,13 @@ fn table() -> Vec<(String, BTreeSet<String>)> {
 
 /// The files of each module of the library.
 fn modules() -> BTreeMap<String, Vec<String>> {
+    let mut modules = sources();
+    modules.remove("bin");
+    modules
+}
+
+/// The files of each module, and those of the device command as `bin`.
+fn sources() -> BTreeMap<String, Vec<String>> {
     let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut folders = vec![repository().join("src")];
     while let Some(folder) = folders.pop() {
@@ -47,7 +54,7 @@ fn modules() -> BTreeMap<String, Vec<String>> {
             let inside = path.strip_prefix(repository().join("src")).unwrap().to_owned();
             let top = inside.components().next().unwrap().as_os_str().to_str().unwrap();
             let module = top.trim_end_matches(".rs").to_owned();
-            if !["lib", "main", "bin"].contains(&module.as_str()) {
+            if !["lib", "main"].contains(&module.as_str()) {
                 modules.entry(module).or_default().push(fs::read_to_string(&path).unwrap());
             }
         }
@@ -126,9 +133,8 @@ fn the_core_reads_no_clock_no_disk_and_no_network() {
 
 /// Everything that the command reaches, directly or not.
 fn reached_by_the_command() -> BTreeSet<String> {
-    let text = fs::read_to_string(repository().join("src/bin/twinboot.rs")).unwrap();
     let uses = uses();
-    let mut reached = names_behind("twinboot", &text);
+    let mut reached = names_behind("twinboot", &sources()["bin"].concat());
     loop {
         let more: BTreeSet<String> =
             reached.iter().filter_map(|module| uses.get(module)).flatten().cloned().collect();

@@ -397,7 +397,7 @@ impl Rig {
                     machine.passed.push(version);
                     Command::Confirm
                 }
-                Act::RollBack => Command::RollBack,
+                Act::RollBack => Command::RollBack(Origin::Method),
                 Act::Reboot => Command::Reboot,
                 Act::Desire(version) => {
                     self.machine().desired = version;
