@@ -171,3 +171,96 @@ fn may_restart(count: &Path) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::{Failure, FailureKind, Origin, Run, RunId, Source, Times};
+
+    const LIMIT: u64 = 600;
+
+    fn run() -> Run {
+        Run {
+            id: RunId("1".to_owned()),
+            source: Source::OtherSlot { version: None },
+            origin: Origin::Method,
+            from: Slot::A,
+            times: Times::default(),
+            starts: 1,
+        }
+    }
+
+    fn boot(name: &str) -> BootId {
+        BootId(name.to_owned())
+    }
+
+    fn trial(boot: BootId) -> State {
+        State::Trial { run: run(), starts: 1, boot, began_s: 100, healthy: false }
+    }
+
+    fn switching(boot: BootId) -> State {
+        State::Switching { run: run(), ordered_in: boot, attempt: 1, armed: true }
+    }
+
+    fn rolling_back(boot: BootId) -> State {
+        let reason = Failure::new(FailureKind::Unhealthy, "sick");
+        State::RollingBack { run: run(), reason, ordered_in: boot, attempt: 1 }
+    }
+
+    fn facts(state: Option<State>, running: Option<Slot>, next: Option<Slot>) -> Facts {
+        let saved = state.map(|state| Saved { state, ..Saved::new() });
+        Facts {
+            state: Glimpse { in_use: false, saved },
+            running,
+            next,
+            boot: Some(boot("now")),
+            since_boot: Duration::MAX,
+            limit: Duration::from_secs(LIMIT),
+        }
+    }
+
+    /// The second from which on the guard restarts the machine; `None` if it never does.
+    fn restarts_at(facts: &Facts) -> Option<u64> {
+        let at = |since_boot| decide(&Facts { since_boot, ..facts.clone() });
+        (at(Duration::MAX) == TrialEnd::Restarting).then(|| {
+            let time = (0..10_000).find(|s| at(Duration::from_secs(*s)) == TrialEnd::Restarting);
+            let time = time.unwrap();
+            assert!((0..time).all(|s| at(Duration::from_secs(s)) == TrialEnd::NotYet));
+            time
+        })
+    }
+
+    #[test]
+    fn a_lost_trial_is_left_by_whatever_still_tells_it() {
+        use Slot::{A, B};
+        let (now, before) = (|| boot("now"), || boot("before"));
+        for (state, running, next, alone, beside_a_daemon) in [
+            // The daemon began the trial in this boot, in another one, or never.
+            (Some(trial(now())), Some(B), Some(A), Some(700), Some(1300)),
+            (Some(trial(before())), Some(B), Some(A), Some(600), Some(1200)),
+            (Some(switching(before())), Some(B), Some(A), Some(600), Some(1200)),
+            (Some(rolling_back(now())), Some(B), None, Some(600), Some(1200)),
+            // The old slot runs.
+            (Some(trial(before())), Some(A), Some(A), None, None),
+            (Some(switching(before())), Some(A), Some(A), None, None),
+            (Some(State::Idle), Some(B), Some(A), None, None),
+            // Nothing tells the slot but the state.
+            (Some(trial(now())), None, None, Some(700), Some(1300)),
+            (Some(trial(before())), None, None, None, None),
+            (Some(switching(before())), None, None, Some(600), Some(1200)),
+            (Some(switching(now())), None, None, None, None),
+            (Some(rolling_back(now())), None, None, Some(600), Some(1200)),
+            (Some(rolling_back(before())), None, None, None, None),
+            // No state: the bootloader's word counts, but a daemon that lives watches by itself.
+            (None, Some(B), Some(A), Some(600), None),
+            (None, Some(B), Some(B), None, None),
+            (None, Some(B), None, None, None),
+            (None, None, Some(A), None, None),
+        ] {
+            let mut facts = facts(state, running, next);
+            assert_eq!(restarts_at(&facts), alone, "{facts:?}");
+            facts.state.in_use = true;
+            assert_eq!(restarts_at(&facts), beside_a_daemon, "{facts:?}");
+        }
+    }
+}

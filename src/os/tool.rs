@@ -320,7 +320,7 @@ impl<'a> Feed<'a> {
 ///
 /// A process handle (pidfd) would tell the end of a program as well, but vendor kernels before 5.3
 /// have none.
-pub fn wait(ends: impl IntoIterator<Item = PollFd<'_>>, time: Duration) {
+pub fn wait<'a>(ends: impl IntoIterator<Item = PollFd<'a>>, time: Duration) {
     let mut ends: Vec<PollFd<'_>> = ends.into_iter().collect();
     let time = time.max(Duration::from_millis(1));
     // Interrupted by a signal: the caller's loop comes back.
