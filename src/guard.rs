@@ -20,13 +20,13 @@ use crate::config::Config;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
 use crate::store::{self, Glimpse};
-use crate::update::{BootId, Saved, Slot, State};
+use crate::update::{BootId, Run, Saved, Slot, State};
 
-/// Restarts in a row, without a good boot between them, before the guard gives up: a bootloader
-/// that does not obey must not make an endless loop of it.
+/// Restarts for one trial before the guard gives up: a bootloader that does not obey must not make
+/// an endless loop of it.
 const MAX_RESTARTS: u8 = 3;
 
-/// The file in the state folder that counts them.
+/// The file in the state folder that counts them: the update's name, the number, the last boot.
 const COUNT_FILE: &str = "guard-restarts";
 
 /// What became of a trial that nobody confirmed.
@@ -88,7 +88,9 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
         TrialEnd::NotYet => return Ok(TrialEnd::NotYet),
         TrialEnd::Restarting => {}
     }
-    if !may_restart(&count) {
+    let run = facts.state.saved.as_ref().and_then(|saved| saved.state.run());
+    let trial = run.map_or_else(|| "unknown".to_owned(), |run| run.id.to_string());
+    if !may_restart(&count, &trial, facts.boot.as_ref()) {
         error!("the machine was restarted {MAX_RESTARTS} times and came back to this slot");
         return Ok(TrialEnd::NothingToDo);
     }
@@ -97,7 +99,7 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
         next = facts.next.map_or("unknown", Slot::name),
         "the trial was not confirmed and twinbootd does not end it: going back"
     );
-    let tried = facts.running.or_else(|| facts.state.saved?.state.run().map(|run| run.target()));
+    let tried = facts.running.or_else(|| run.map(Run::target));
     if let Some(slot) = tried
         && let Err(error) = bootloader.cancel_try(slot)
     {
@@ -157,15 +159,23 @@ fn in_trial(saved: &Saved, facts: &Facts) -> bool {
     }
 }
 
-/// Counts one more restart, if there may be one.
-fn may_restart(count: &Path) -> bool {
-    let so_far = fs::read_to_string(count).ok().and_then(|text| text.trim().parse().ok());
+/// Counts the restart of this `boot` that is to end `trial`, if there may be one.
+fn may_restart(count: &Path, trial: &str, boot: Option<&BootId>) -> bool {
+    let boot = boot.map(|boot| boot.0.as_str());
+    let text = fs::read_to_string(count).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let (of, number, ordered_in) = (words.next(), words.next(), words.next());
+    let so_far = number.filter(|_| of == Some(trial)).and_then(|number| number.parse().ok());
     let so_far: u8 = so_far.unwrap_or(0);
+    if so_far > 0 && boot.is_some() && ordered_in == boot {
+        // The machine did not take the order, or takes its time.
+        return true;
+    }
     if so_far >= MAX_RESTARTS {
         return false;
     }
     // Without a place to count in, going back matters more.
-    let text = format!("{}\n", so_far.saturating_add(1));
+    let text = format!("{trial} {} {}\n", so_far.saturating_add(1), boot.unwrap_or("-"));
     if let Err(error) = os::replace_file(count, text.as_bytes(), 0o600) {
         warn!(error = %chain(&error), "the restart cannot be counted");
     }
@@ -175,7 +185,7 @@ fn may_restart(count: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::{Failure, FailureKind, Origin, Run, RunId, Source, Times};
+    use crate::update::{Failure, FailureKind, Origin, RunId, Source, Times};
 
     const LIMIT: u64 = 600;
 

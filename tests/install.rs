@@ -386,7 +386,7 @@ fn a_program_is_killed_with_its_children_when_the_image_is_abandoned() {
 #[test]
 fn a_program_that_hangs_is_killed_and_what_it_left_behind_is_not_waited_for() {
     let image = noise(MIB);
-    let left = "setsid sleep 1000 <&0 & sleep 0.1";
+    let left = "setsid sh -c 'echo $$ >\"$TWINBOOT_DEVICE.left\"; exec sleep 1000' <&0 & sleep 0.1";
     for (text, limit_s, expected) in [
         ("sleep 1000".to_owned(), 1, Some("it took nothing for 1 s (install.stall_limit_s)")),
         (
@@ -411,6 +411,10 @@ fn a_program_that_hangs_is_killed_and_what_it_left_behind_is_not_waited_for() {
             (Ok(()), None) => {}
             (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{error}"),
             (result, _) => panic!("{text}: {result:?}"),
+        }
+        if let Ok(left) = std::fs::read_to_string(folder.path().join("slot device.left")) {
+            let left = nix::unistd::Pid::from_raw(left.trim().parse().unwrap());
+            nix::sys::signal::kill(left, nix::sys::signal::Signal::SIGKILL).expect("it lives");
         }
     }
 }

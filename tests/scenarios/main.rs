@@ -21,6 +21,7 @@ mod desired;
 mod guard;
 mod hub;
 mod images;
+mod installer;
 mod interrupted;
 mod kill;
 mod operators;
