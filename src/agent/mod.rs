@@ -141,6 +141,8 @@ pub struct Agent {
     boot_id: BootId,
     device: Device,
     troubles: Troubles,
+    /// When the agent started, in seconds since the boot.
+    started_s: u64,
     saved: Saved,
     /// Events whose state could not be saved yet, oldest first.
     unsaved: VecDeque<Event>,
@@ -189,6 +191,7 @@ impl Agent {
             device.notices.push(notice);
         }
         let (progress, progress_seen) = watch::channel(Progress::default());
+        let started_s = ports.clock.since_boot().as_secs();
         Ok(Agent {
             boot,
             restart_argument,
@@ -205,6 +208,7 @@ impl Agent {
             boot_id: identity.boot,
             device,
             troubles: Troubles::new(),
+            started_s,
             saved: saved.unwrap_or_default(),
             unsaved: VecDeque::new(),
             desired: None,
@@ -468,7 +472,7 @@ impl Agent {
         let facts = self.facts();
         !self.unsaved.is_empty()
             && self.restarting.is_none()
-            && facts.since_boot_s >= facts.limits.trial_s
+            && facts.since_boot_s >= self.started_s.saturating_add(facts.limits.trial_s)
             && matches!(
                 step(self.saved.clone(), Event::Started, &facts).0.state,
                 State::Trial { .. }
