@@ -364,7 +364,8 @@ impl Agent {
         mut next: Saved,
         event: &Event,
     ) -> Result<Result<(), StoreError>, AgentError> {
-        next.newest_time = next.newest_time.max(self.clock.wall());
+        // Not the latest: a clock that was once ahead must not be believed for ever.
+        next.newest_time = self.clock.synchronised().or(next.newest_time);
         let copy = next.clone();
         let saved = self.patiently(blocking(&self.store, move |store| store.save(&copy))).await?;
         if let Err(error) = saved {

@@ -236,7 +236,7 @@ async fn in_trial(world: &mut World) -> String {
 async fn a_trial_whose_daemon_is_dead_is_ended_by_the_timer() {
     let mut world = World::new().await;
     let id = in_trial(&mut world).await;
-    let end = |world: &World| world.machine.end_unconfirmed_trial().unwrap().code();
+    let end = |world: &World| world.machine.guard().unwrap().code();
     assert_eq!(end(&world), Some(0), "the daemon lives, and it is its trial");
     world.machine.kill9();
     assert_eq!(end(&world), Some(75), "the trial still has time");
