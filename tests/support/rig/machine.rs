@@ -257,10 +257,7 @@ impl Machine {
         let accepted =
             accepted.filter_map(|(_, answer)| Some(answer.body["id"].as_str()?.to_owned()));
         let runs: Vec<String> = self.runs.iter().cloned().chain(accepted).collect();
-        let unconfirmable = self.cannot_be_confirmed();
-        if let Some(id) = runs.iter().find(|id| !self.ended.contains_key(*id))
-            && !unconfirmable
-        {
+        if let Some(id) = runs.iter().find(|id| !self.ended.contains_key(*id)) {
             self.wrong(Wrong::Untruth, format!("run {id} has no outcome"));
         }
         let is_stuck = |kind: &OutcomeKind| matches!(kind, OutcomeKind::Failed(why) if why.kind == FailureKind::Stuck);
@@ -286,20 +283,7 @@ impl Machine {
         }
     }
 
-    /// The bootloader refuses, and the agent goes on asking: the slot is good but no outcome is
-    /// known until the bootloader leaves it or takes the order.
-    fn cannot_be_confirmed(&self) -> bool {
-        self.scenario.fault == Fault::BootVariablesReadOnly
-            && matches!(
-                self.saved.as_ref().map(|saved| &saved.state),
-                Some(State::Trial { healthy: true, .. })
-            )
-    }
-
     fn judge_rest(&mut self, saved: &Saved) {
-        if self.cannot_be_confirmed() {
-            return;
-        }
         if saved.state != State::Idle {
             self.wrong(Wrong::Unrest, format!("at rest in {:?}", saved.state));
         }
