@@ -27,3 +27,20 @@ fi
 for service in $(cd systemd && ls ./*.service); do
     systemd-analyze security --offline=true --no-pager --threshold="$EXPOSURE_LIMIT" "systemd/$service" | tail -1
 done
+
+# What devices rely on, and a well-meant line would break.
+fail() {
+    echo "$1" >&2
+    exit 1
+}
+for unit in systemd/*.service; do
+    # fw_setenv writes below /sys; slots are block devices; grubenv and autoboot.txt lie in /boot.
+    ! grep -E '^(ProtectKernelTunables|ProtectSystem|PrivateDevices|ProtectClock|DeviceAllow)=' "$unit" ||
+        fail "$unit: that closes what updates need, see its list of what is left out on purpose"
+done
+# The trial guard must run without a configuration and without the mount of the state folder.
+! grep -E '^(Condition|Assert|StateDirectory|RequiresMountsFor)' systemd/twinboot-trial.service ||
+    fail "systemd/twinboot-trial.service: the guard must not wait for what a new image may lack"
+grep -q '^OnUnitInactiveSec=' systemd/twinboot-trial.timer || fail "systemd/twinboot-trial.timer: must come again"
+# Without these the clock of chrony and ntpd counts as not set.
+grep -q '^SystemCallFilter=.*clock_adjtime' systemd/twinbootd.service || fail "systemd/twinbootd.service: must let adjtimex through"

@@ -1,6 +1,6 @@
 //! Picks the adapters that the configuration names, starts the parts, and stops them together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ use crate::hub::{self, HubLink, Report, SessionStatus};
 use crate::install;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
-use crate::store::{FileStore, StateStore, StoreError, state_lies_on_slot};
+use crate::store::{FileStore, state_would_be_lost};
 use crate::supervisor::Systemd;
-use crate::update::{Contracts, Device, Limits, Slot, State};
+use crate::update::{Contracts, Device, Limits, Slot};
 use crate::{boot, health};
 
 /// Requests that may wait for the loop; more are refused by who offers them.
@@ -33,6 +33,10 @@ const REQUESTS: usize = 16;
 
 /// How the agent names itself to image servers.
 const USER_AGENT: &str = concat!("twinboot/", env!("CARGO_PKG_VERSION"));
+
+/// Where systemd looks for the credential that the unit names.
+const SYSTEMD_CREDENTIALS: [&str; 2] =
+    ["/etc/credstore/hub-credential", "/etc/credstore.encrypted/hub-credential"];
 
 /// How long the parts may take to stop; systemd kills what takes longer.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -44,7 +48,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// is good to start from.
 pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
     let config = Arc::new(config);
-    refuse_state_on_slot(&config, &sysroot)?;
+    let credential = hub::credential::Source::new(
+        &config.hub,
+        std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).as_deref(),
+    );
+    let places = check_places(&config, credential.file(), &sysroot)?;
     let store = FileStore::open(&config.state.directory)?;
     let clock = Arc::new(SystemClock::new(sysroot.clone()));
     let systemd = Arc::new(Systemd::default());
@@ -74,7 +82,7 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         settings(&config),
         inputs,
         read_desired(&config),
-        identity(&config, &sysroot, clock.as_ref())?,
+        identity(&config, &sysroot, clock.as_ref(), places)?,
     )
     .await?;
     if let Some(newest) = agent.saved().newest_time {
@@ -82,10 +90,6 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
     }
 
     let link = HubLink { requests: requests.clone(), desired, report: reports, status };
-    let credential = hub::credential::Source::new(
-        &config.hub,
-        std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).as_deref(),
-    );
     let session = hub::session::Session {
         transport: hub::paho::Paho::new(&config.hub),
         source: credential,
@@ -126,15 +130,33 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
     ended
 }
 
-fn refuse_state_on_slot(config: &Config, sysroot: &Sysroot) -> Result<()> {
-    match state_lies_on_slot(&config.state.directory, &config.slots, sysroot) {
-        Some(problem) if config.state.allow_on_slot => {
-            warn!("{problem}");
-            Ok(())
-        }
+/// Refuses a state folder that an update or a restart would lose. Returns what the operator should
+/// know about the place of other files.
+fn check_places(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result<Vec<String>> {
+    let mut notices = Vec::new();
+    match state_would_be_lost(&config.state.directory, &config.slots, sysroot) {
+        Some(problem) if config.state.allow_on_slot => notices.push(problem),
         Some(problem) => bail!(problem),
-        None => Ok(()),
+        None => {}
     }
+    let own = [&config.hub.certificate_file, &config.hub.private_key_file];
+    let own = own.into_iter().flatten().map(PathBuf::as_path);
+    // systemd shows a copy of the file that it found there.
+    let of_systemd = SYSTEMD_CREDENTIALS.into_iter().map(Path::new);
+    for file in own.chain(of_systemd).chain([credential]).filter(|file| file.exists()) {
+        if let Some(slot) = boot::running::slot_with(file, &config.slots, sysroot) {
+            notices.push(format!(
+                "{} lies on slot {slot} and will be missing after an update, if it is not in the \
+                 image: move it to a partition that updates do not touch, for instance to \
+                 /var/lib/twinboot, and say so in the twinboot.toml of the images, too",
+                file.display()
+            ));
+        }
+    }
+    for notice in &notices {
+        warn!("{notice}");
+    }
+    Ok(notices)
 }
 
 fn settings(config: &Config) -> Settings {
@@ -154,8 +176,12 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn identity(config: &Config, sysroot: &Sysroot, clock: &dyn Clock) -> Result<Identity> {
-    let mut notices = Vec::new();
+fn identity(
+    config: &Config,
+    sysroot: &Sysroot,
+    clock: &dyn Clock,
+    mut notices: Vec<String>,
+) -> Result<Identity> {
     let running_version = os::running_version(&config.device, sysroot).unwrap_or_else(|error| {
         let notice = chain(&error).to_string();
         warn!(notice, "the running version is not known");
@@ -236,49 +262,4 @@ impl Restarter for Machine {
                 .map_err(|error| chain(&error).to_string())
         })
     }
-}
-
-/// What became of a trial that nobody confirmed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TrialEnd {
-    /// No trial, or the daemon lives and will end it.
-    NothingToDo,
-    /// The trial still has time.
-    NotYet,
-    /// The machine was ordered to restart; the bootloader takes the old slot.
-    Restarting,
-}
-
-/// Ends a trial in the place of a daemon that is dead.
-///
-/// # Errors
-/// The state or the bootloader cannot be read, or the machine did not take the order.
-pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<TrialEnd> {
-    let mut store = match FileStore::open(&config.state.directory) {
-        Err(StoreError::InUse { .. }) => return Ok(TrialEnd::NothingToDo),
-        other => other?,
-    };
-    let saved = store.load()?.saved.unwrap_or_default();
-    let mut boot = boot::open(&config.boot, &config.slots, sysroot);
-    let running = boot.facts()?.running;
-    let limit = config.update.trial_limit_s.duration().as_secs();
-    let (run, deadline_s) = match &saved.state {
-        State::Trial { run, began_s, .. } => (run, began_s.saturating_add(limit)),
-        // The daemon never started in the new slot.
-        State::Switching { run, .. } => (run, limit),
-        _ => return Ok(TrialEnd::NothingToDo),
-    };
-    if running != run.target() {
-        return Ok(TrialEnd::NothingToDo);
-    }
-    if SystemClock::new(sysroot.clone()).since_boot().as_secs() < deadline_s {
-        return Ok(TrialEnd::NotYet);
-    }
-    warn!(slot = %running, "the trial was not confirmed and twinbootd is dead: going back");
-    if let Err(error) = boot.cancel_try(run.target()) {
-        // The try was for one boot only, so the restart is right all the same.
-        warn!(error = %chain(&error), "the bootloader could not be told");
-    }
-    os::restart(&config.restart, None)?;
-    Ok(TrialEnd::Restarting)
 }

@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::os::Sysroot;
+use crate::os::{self, Sysroot};
 use crate::update::WallTime;
 
 /// When this program was built. No right clock shows less.
@@ -24,6 +23,11 @@ pub trait Clock: Send + Sync {
     /// Wall time, if it can be trusted: the clock is synchronised, or shows more than the floor.
     /// For people, certificates and tokens; it may jump.
     fn wall(&self) -> Option<WallTime>;
+    /// Wall time, if it was set from outside in this boot: then it is right, and may be kept as the
+    /// floor for later boots. A clock that shows merely more than the floor may be far ahead.
+    fn synchronised(&self) -> Option<WallTime> {
+        self.wall()
+    }
     /// Time since the machine started, sleep included. For deadlines; never jumps.
     fn since_boot(&self) -> Duration;
 }
@@ -49,12 +53,24 @@ impl SystemClock {
     }
 }
 
+impl SystemClock {
+    fn is_synchronised(&self) -> bool {
+        // systemd's file stays when the network is lost later; the kernel knows of chrony, ntpd and
+        // PTP, too.
+        self.sysroot.path(SYNCHRONISED).exists() || os::kernel_clock_is_synchronised(&self.sysroot)
+    }
+}
+
 impl Clock for SystemClock {
     fn wall(&self) -> Option<WallTime> {
-        let now = milliseconds(clock_gettime(ClockId::CLOCK_REALTIME).ok()?)?;
-        let trusted = now > self.floor_unix_ms.load(Ordering::Relaxed)
-            || self.sysroot.path(SYNCHRONISED).exists();
-        trusted.then_some(WallTime::from_unix_ms(now))
+        let now = now()?;
+        let trusted =
+            now.unix_ms() > self.floor_unix_ms.load(Ordering::Relaxed) || self.is_synchronised();
+        trusted.then_some(now)
+    }
+
+    fn synchronised(&self) -> Option<WallTime> {
+        now().filter(|_| self.is_synchronised())
     }
 
     fn since_boot(&self) -> Duration {
@@ -63,6 +79,7 @@ impl Clock for SystemClock {
     }
 }
 
-fn milliseconds(time: TimeSpec) -> Option<i64> {
-    i64::try_from(Duration::from(time).as_millis()).ok()
+fn now() -> Option<WallTime> {
+    let time = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME).ok()?);
+    i64::try_from(time.as_millis()).ok().map(WallTime::from_unix_ms)
 }

@@ -88,6 +88,22 @@ impl Config {
         Ok(config)
     }
 
+    /// What can still be used of the file at `path`, section by section; the rest has its
+    /// defaults. For the trial guard alone, which must work when nothing else does.
+    #[must_use]
+    pub fn salvage(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let sections: toml::Table = text.parse().unwrap_or_default();
+        Config {
+            update: section(&sections, "update"),
+            slots: section(&sections, "slots"),
+            boot: section(&sections, "boot"),
+            restart: section(&sections, "restart"),
+            state: section(&sections, "state"),
+            ..Config::default()
+        }
+    }
+
     /// The rules that tie several keys together.
     fn check_together(&self) -> Result<(), String> {
         if self.slots.a.device == self.slots.b.device {
@@ -129,6 +145,10 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn section<T: de::DeserializeOwned + Default>(sections: &toml::Table, name: &str) -> T {
+    sections.get(name).and_then(|table| table.clone().try_into().ok()).unwrap_or_default()
 }
 
 /// ``line 2, `hub.port`: invalid value: ..., expected ...``. The line itself is not shown: a secret
@@ -200,7 +220,7 @@ pub struct Hub {
 impl Default for Hub {
     fn default() -> Self {
         Hub {
-            credential_file: "/etc/twinboot/hub-credential".into(),
+            credential_file: "/var/lib/twinboot/hub-credential".into(),
             certificate_file: None,
             private_key_file: None,
             transport: Transport::Tcp,
@@ -372,13 +392,20 @@ pub struct Install {
     pub kind: InstallKind,
     /// For `command`: the program and its arguments.
     pub command: Vec<String>,
+    /// For `command`: how long the program may take nothing, or not end after the last byte.
+    pub stall_limit_s: Seconds<1, 86_400>,
     /// How much is written between two points from which a cut update goes on, in MiB.
     pub checkpoint_mib: Whole<1, 4096>,
 }
 
 impl Default for Install {
     fn default() -> Self {
-        Install { kind: InstallKind::Block, command: Vec::new(), checkpoint_mib: Whole::of(64) }
+        Install {
+            kind: InstallKind::Block,
+            command: Vec::new(),
+            stall_limit_s: Seconds::of(900),
+            checkpoint_mib: Whole::of(64),
+        }
     }
 }
 
@@ -474,7 +501,7 @@ pub struct Tryboot {
 impl Default for Tryboot {
     fn default() -> Self {
         Tryboot {
-            autoboot: "/boot/firmware/autoboot.txt".into(),
+            autoboot: "/boot/autoboot/autoboot.txt".into(),
             partition_a: Whole::of(2),
             partition_b: Whole::of(3),
         }

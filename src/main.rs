@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use tracing::error;
-use twinboot::app::{self, TrialEnd};
+use twinboot::app;
 use twinboot::config::Config;
+use twinboot::guard::{self, TrialEnd};
 use twinboot::logging;
 use twinboot::os::Sysroot;
 
@@ -42,7 +43,11 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("twinbootd: {}", logging::chain(&error));
-            return ExitCode::FAILURE;
+            if !arguments.end_unconfirmed_trial {
+                return ExitCode::FAILURE;
+            }
+            // Perhaps it is just this that the trial is to be ended for.
+            Config::salvage(&arguments.config)
         }
     };
     if arguments.check_config {
@@ -63,7 +68,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, config: Config) -> anyhow::Result<ExitCode> {
     let sysroot = Sysroot::new(&arguments.sysroot);
     if arguments.end_unconfirmed_trial {
-        return Ok(match app::end_unconfirmed_trial(&config, &sysroot)? {
+        return Ok(match guard::end_unconfirmed_trial(&config, &sysroot)? {
             TrialEnd::NothingToDo | TrialEnd::Restarting => ExitCode::SUCCESS,
             TrialEnd::NotYet => ExitCode::from(NOT_YET),
         });

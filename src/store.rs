@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::boot::running;
 use crate::config;
 use crate::os::{self, Sysroot};
-use crate::update::{Digest, SCHEMA, Saved, Slot};
+use crate::update::{Digest, SCHEMA, Saved};
 
 /// The file with the state.
 const FILE: &str = "state.json";
@@ -23,6 +23,13 @@ const LOCK_FILE: &str = "lock";
 const KEPT_BAD_FILES: usize = 3;
 /// A state is a few kilobytes; more than this is none.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Kinds of file systems that keep nothing, or cannot be trusted to, and what to call them.
+const VOLATILE: [(&str, &str); 3] = [
+    ("tmpfs", "a file system in memory (tmpfs)"),
+    ("ramfs", "a file system in memory (ramfs)"),
+    ("overlay", "an overlay, whose changes mostly are kept in memory"),
+];
 
 /// Keeps the saved state across power cuts. Called on a blocking thread.
 pub trait StateStore: Send {
@@ -187,31 +194,58 @@ impl StateStore for FileStore {
     }
 }
 
+/// What [`glimpse`] saw.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Glimpse {
+    /// Whether a daemon works with the folder.
+    pub in_use: bool,
+    /// The state; `None` if there is none, or none that can be understood.
+    pub saved: Option<Saved>,
+}
+
+/// Looks into `folder` without making, locking out or changing anything; it need not exist.
+#[must_use]
+pub fn glimpse(folder: &Path) -> Glimpse {
+    let in_use = File::open(folder.join(LOCK_FILE))
+        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+    let saved = read(&folder.join(FILE)).ok().and_then(|bytes| understand(&bytes).ok());
+    Glimpse { in_use, saved }
+}
+
 /// Says why the state must not be kept in `folder`, if it must not: the folder lies on one of the
-/// slots, and an update would lose it with the slot. `None` also if nobody can tell.
+/// slots, and an update would lose it with the slot, or in memory, and every restart would. `None`
+/// also if nobody can tell.
 ///
 /// `folder` need not exist yet.
 #[must_use]
-pub fn state_lies_on_slot(
+pub fn state_would_be_lost(
     folder: &Path,
     slots: &config::Slots,
     sysroot: &Sysroot,
 ) -> Option<String> {
+    let why = match running::slot_with(folder, slots, sysroot) {
+        Some(slot) => {
+            let device = running::device(slots, slot).display();
+            format!("on slot {slot} ({device}), and an update would lose it")
+        }
+        None => {
+            let kind = file_system_kind(folder, sysroot)?;
+            let (_, memory) = VOLATILE.into_iter().find(|(volatile, _)| *volatile == kind)?;
+            format!("on {memory}, and a restart would lose it")
+        }
+    };
+    Some(format!(
+        "the state folder {} lies {why}: mount a partition of its own there, or set \
+         state.directory (for trials: state.allow_on_slot)",
+        folder.display(),
+    ))
+}
+
+/// The kind of file system that `folder` lies on, or will lie on.
+fn file_system_kind(folder: &Path, sysroot: &Sysroot) -> Option<String> {
     let existing = folder.ancestors().find(|ancestor| ancestor.exists())?;
     let number = os::file_system_number(existing).ok()?;
-    let on_device = |device: &Path| {
-        number.is_block_device() && os::block_number(device).ok().flatten() == Some(number)
-    };
-    let slot = Slot::BOTH
-        .into_iter()
-        .find(|slot| on_device(running::device(slots, *slot)))
-        .or_else(|| running::slot_of_root(number, slots, sysroot))?;
-    Some(format!(
-        "the state folder {} lies on slot {slot} ({}), and an update would lose it: mount a \
-         partition of its own there, or set state.directory (for trials: state.allow_on_slot)",
-        folder.display(),
-        running::device(slots, slot).display(),
-    ))
+    os::file_system_kind(&sysroot.text("/proc/self/mountinfo").ok()??, number)
 }
 
 fn bad_number(name: &str) -> Option<u64> {

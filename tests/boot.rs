@@ -634,6 +634,18 @@ mod tryboot {
     }
 
     #[test]
+    fn a_missing_file_is_not_invented() {
+        let board = board(USUAL);
+        fs::remove_file(board.path("autoboot.txt")).unwrap();
+        for order in [Retire(B), TryNext(B), CancelTry(B), Confirm] {
+            let error = board.give(order).unwrap_err().to_string();
+            assert!(error.contains("does not exist: mount the first FAT partition"), "{error}");
+            assert!(!board.path("autoboot.txt").exists(), "{order:?}");
+        }
+        assert!(board.open().facts().is_err());
+    }
+
+    #[test]
     fn a_file_that_the_firmware_would_not_read_to_its_end_is_not_written() {
         let long = format!("{}[all]\nboot_partition=2\n", "# a long comment\n".repeat(29));
         let board = board(&long);

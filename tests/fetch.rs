@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use count::Counted;
+use count::counted;
 use images::{Authority, Fault, File, ImageServer, set_mode};
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -125,7 +125,7 @@ impl Rig {
         is_enough: impl Fn(&[FetchEvent]) -> bool,
     ) -> Outcome {
         let config = self.config(settings);
-        let installer = Counted::new(installer(&config.install, &config.slots), &self.written);
+        let installer = counted(installer(&config.install, &config.slots), &self.written);
         let fetcher = Fetcher::new(&config, installer, "test/1").unwrap();
         let (events, mut told) = mpsc::channel(64);
         let (progress, seen) = watch::channel(Progress::default());

@@ -18,7 +18,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sha2::Digest as _;
 use tempfile::TempDir;
-use twinboot::config::{self, SlotDevice};
+use twinboot::config::{self, Seconds, SlotDevice};
 use twinboot::install::{BlockInstaller, CommandInstaller, ImageSink, InstallError, Installer};
 use twinboot::update::{Digest, Failure, FailureKind, Slot};
 
@@ -273,8 +273,16 @@ fn a_block_device_is_claimed_while_it_is_written_and_refused_while_it_is_mounted
 }
 
 fn script(folder: &TempDir, text: &str) -> CommandInstaller {
-    let command = ["sh", "-c", text].map(str::to_owned);
-    CommandInstaller::new(&command, &slots(&folder.path().join("slot device")))
+    command(folder, &["sh", "-c", text], 60)
+}
+
+fn command(folder: &TempDir, command: &[&str], stall_limit_s: u64) -> CommandInstaller {
+    let install = config::Install {
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        stall_limit_s: Seconds::of(stall_limit_s),
+        ..config::Install::default()
+    };
+    CommandInstaller::new(&install, &slots(&folder.path().join("slot device")))
 }
 
 fn install(installer: &mut CommandInstaller, image: &[u8]) -> Result<(), InstallError> {
@@ -329,7 +337,7 @@ fn a_program_is_reported_with_its_own_words() {
         let failure = Failure::from(error);
         assert_eq!(failure.kind, FailureKind::Installer);
     }
-    let mut missing = CommandInstaller::new(&["/no/installer".to_owned()], &slots(Path::new("/x")));
+    let mut missing = command(&folder, &["/no/installer"], 60);
     let error = missing.begin(Slot::B).err().unwrap().to_string();
     assert!(error.contains("/no/installer") && error.contains("No such file"), "{error}");
 }
@@ -372,6 +380,61 @@ fn a_program_is_killed_with_its_children_when_the_image_is_abandoned() {
         // Later calls reach nobody.
         interrupt_is_harmless(installer.begin(Slot::B).unwrap());
     }
+}
+
+/// Nothing that a program does, or leaves behind outside its group, holds the agent up for ever.
+#[test]
+fn a_program_that_hangs_is_killed_and_what_it_left_behind_is_not_waited_for() {
+    let image = noise(MIB);
+    let left = "setsid sh -c 'echo $$ >\"$TWINBOOT_DEVICE.left\"; exec sleep 1000' <&0 & sleep 0.1";
+    for (text, limit_s, expected) in [
+        ("sleep 1000".to_owned(), 1, Some("it took nothing for 1 s (install.stall_limit_s)")),
+        (
+            "cat >/dev/null; echo busy >&2; sleep 1000".to_owned(),
+            1,
+            Some(
+                "did not end for 1 s (install.stall_limit_s) and was killed; its last words: busy",
+            ),
+        ),
+        // It holds standard error and the input, and lives in a group of its own.
+        (format!("{left}; cat >/dev/null"), 60, None),
+        (format!("{left}; cat >/dev/null; echo no >&2; exit 1"), 60, Some("its last words: no")),
+        (format!("{left}; exit 1"), 60, Some("it ended before it had read the whole image")),
+        // More words than a pipe holds, before it reads anything.
+        ("yes | head -c 300000 >&2; cat >/dev/null".to_owned(), 60, None),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let mut installer = command(&folder, &["sh", "-c", &text], limit_s);
+        let image = image.clone();
+        let result = within_a_minute(move || install(&mut installer, &image));
+        match (result, expected) {
+            (Ok(()), None) => {}
+            (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (result, _) => panic!("{text}: {result:?}"),
+        }
+        if let Ok(left) = std::fs::read_to_string(folder.path().join("slot device.left")) {
+            let left = nix::unistd::Pid::from_raw(left.trim().parse().unwrap());
+            nix::sys::signal::kill(left, nix::sys::signal::Signal::SIGKILL).expect("it lives");
+        }
+    }
+}
+
+#[test]
+fn what_systemd_tells_the_agent_does_not_reach_the_program() {
+    let folder = TempDir::new().unwrap();
+    let script = "cat >/dev/null; [ -z \"$NOTIFY_SOCKET$JOURNAL_STREAM$CREDENTIALS_DIRECTORY\" ]";
+    let variables = ["NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"];
+    if std::env::var_os(variables[1]).is_some() {
+        return install(&mut self::script(&folder, script), &noise(1000)).unwrap();
+    }
+    // The environment of this process is not ours to change: the test once more, in another one.
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "what_systemd_tells_the_agent_does_not_reach_the_program"])
+        .envs(variables.map(|name| (name, "8:12345")))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 fn interrupt_is_harmless(sink: Box<dyn ImageSink>) {

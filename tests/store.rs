@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use twinboot::clock::{BUILD_TIME, Clock, SystemClock};
 use twinboot::config::{self, SlotDevice};
 use twinboot::os::{self, Sysroot};
-use twinboot::store::{FileStore, Loaded, StateStore, StoreError, state_lies_on_slot};
+use twinboot::store::{FileStore, Loaded, StateStore, StoreError, state_would_be_lost};
 use twinboot::update::{
     BootId, Content, Digest, Failure, FailureKind, Job, Origin, Outcome, OutcomeKind, Run, RunId,
     Saved, Slot, Source, State, Success, Times, WallTime,
@@ -222,13 +222,20 @@ fn the_state_must_not_lie_on_a_slot() {
         fs::write(machine.path().join("proc/self/mountinfo"), line).unwrap();
     };
     let folder = machine.path().join("not/made/yet");
-    let lies = |slots: &config::Slots| state_lies_on_slot(&folder, slots, &sysroot);
+    let lies = |slots: &config::Slots| state_would_be_lost(&folder, slots, &sysroot);
 
     assert_eq!(lies(&slots("/nowhere/a")), None);
     proc("rauc.slot=A", "250:1", "ext4");
     assert_eq!(lies(&slots("/nowhere/a")), None, "the root is another file system");
-    proc("rauc.slot=A", &number.to_string(), "overlay");
-    assert_eq!(lies(&slots("/nowhere/a")), None, "an overlay keeps its files elsewhere");
+    for (kind, words) in [
+        ("overlay", "an overlay, whose changes mostly are kept in memory"),
+        ("tmpfs", "in memory (tmpfs), and a restart would lose it"),
+        ("ramfs", "in memory (ramfs)"),
+    ] {
+        proc("quiet", &number.to_string(), kind);
+        let why = lies(&slots("/nowhere/a")).unwrap();
+        assert!(why.contains(words) && why.contains("state.allow_on_slot"), "{why}");
+    }
     proc("quiet", &number.to_string(), "ext4");
     assert_eq!(lies(&slots("/nowhere/a")), None, "the root is no slot");
     proc("rauc.slot=A", &number.to_string(), "ext4");
@@ -258,6 +265,38 @@ fn the_clock_is_trusted_above_the_floor_or_when_synchronised() {
     fs::create_dir_all(machine.path().join("run/systemd/timesync")).unwrap();
     fs::write(machine.path().join("run/systemd/timesync/synchronized"), "").unwrap();
     assert!(clock.wall().is_some_and(|time| time >= now && time < tomorrow));
+}
+
+#[test]
+fn only_a_synchronised_clock_is_kept_as_the_floor() {
+    let machine = TempDir::new().unwrap();
+    let clock = SystemClock::new(Sysroot::new(machine.path()));
+    assert!(clock.wall().is_some(), "it is trusted, but it may be years ahead");
+    assert_eq!(clock.synchronised(), None);
+    fs::create_dir_all(machine.path().join("run/systemd/timesync")).unwrap();
+    fs::write(machine.path().join("run/systemd/timesync/synchronized"), "").unwrap();
+    assert!(clock.synchronised().is_some_and(|time| time > BUILD_TIME));
+}
+
+/// Asks the kernel by another way: chrony, ntpd and ptp4l leave no file of systemd's.
+#[test]
+fn the_kernel_tells_whether_the_clock_is_synchronised() {
+    // The status is the first int behind four longs, the first of which is padded from an int.
+    let script = "import ctypes\n\
+        timex = (ctypes.c_long * 64)()\n\
+        assert ctypes.CDLL(None, use_errno=True).adjtimex(timex) >= 0\n\
+        status = ctypes.c_int.from_buffer(timex, 5 * ctypes.sizeof(ctypes.c_long)).value\n\
+        print(status & 0x40 == 0)";
+    let output = Command::new("python3").args(["-c", script]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let expected = match said.trim() {
+        "True" => true,
+        "False" => false,
+        _ => panic!("{}", String::from_utf8_lossy(&output.stderr)),
+    };
+    assert_eq!(os::kernel_clock_is_synchronised(&Sysroot::default()), expected);
+    let played = TempDir::new().unwrap();
+    assert!(!os::kernel_clock_is_synchronised(&Sysroot::new(played.path())));
 }
 
 proptest! {

@@ -44,8 +44,8 @@ struct Arguments {
     #[arg(long, default_value = "build/images", value_name = "FOLDER")]
     images: PathBuf,
     /// Rounds; each runs every competitor once.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
     /// Where the figures go.
     #[arg(long, default_value = "build/bench.json", value_name = "FILE")]
     json: PathBuf,

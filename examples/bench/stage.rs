@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,6 +46,7 @@ impl Stage {
         // Short, because a socket's path must be.
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in("build").unwrap();
         let path = folder.path().canonicalize().unwrap();
+        remove_at_panic(path.clone());
         let root = path.join("images");
         fs::create_dir(&root).unwrap();
         for name in [RAW, ZSTD] {
@@ -63,7 +64,7 @@ impl Stage {
         let server = Nginx::start(&server_folder, &root).unwrap();
         let mut machine = Machine::build(&Plan {
             folder: &path,
-            twinbootd: &twinbootd(),
+            twinbootd: &as_shipped(&path),
             slot_bytes: BIG_BYTES,
             image: &images.join("rootfs-1.0.0.img"),
             loop_devices: true,
@@ -96,11 +97,35 @@ impl Stage {
     }
 }
 
+/// A release build ends at a panic without dropping anything; the folder is to go all the same.
+fn remove_at_panic(folder: PathBuf) {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        // What it holds is told above; nobody is left to be told of this.
+        let _ = fs::remove_dir_all(&folder);
+    }));
+}
+
 /// The daemon that was built with this program: `target/release/twinbootd`.
 fn twinbootd() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.ancestors().nth(2).unwrap().join("twinbootd");
     assert!(path.exists(), "{} is missing: run `make bench`", path.display());
+    path
+}
+
+/// A program that starts the daemon in the environment that its systemd unit gives it.
+fn as_shipped(folder: &Path) -> PathBuf {
+    let unit = include_str!("../../systemd/twinbootd.service");
+    let variables: Vec<_> =
+        unit.lines().filter_map(|line| line.strip_prefix("Environment=")).collect();
+    let path = folder.join("twinbootd");
+    let daemon = twinbootd();
+    let text =
+        format!("#!/bin/sh\nexec env {} '{}' \"$@\"\n", variables.join(" "), daemon.display());
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
 

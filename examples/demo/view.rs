@@ -45,6 +45,7 @@ const COLOURS: [(&str, u8); 4] = [("operator", 36), ("device", 32), ("machine", 
 pub struct View {
     begun: Instant,
     bars: Option<Bars>,
+    colours: bool,
     twin: BTreeMap<String, Value>,
     told: (String, u64),
 }
@@ -71,7 +72,8 @@ impl View {
             None
         };
         let begun = Instant::now();
-        Ok(View { begun, bars, twin: BTreeMap::new(), told: Default::default() })
+        let colours = bars.is_some();
+        Ok(View { begun, bars, colours, twin: BTreeMap::new(), told: Default::default() })
     }
 
     /// Something happened: who did what.
@@ -79,7 +81,7 @@ impl View {
         let seconds = self.begun.elapsed().as_secs_f64();
         let mut name = format!("{who:<9}");
         let colour = COLOURS.iter().find(|(known, _)| *known == who);
-        if let (Some((_, colour)), true) = (colour, self.bars.is_some()) {
+        if let (Some((_, colour)), true) = (colour, self.colours) {
             name = format!("\x1b[{colour}m{name}\x1b[0m");
         }
         self.line(&format!("{seconds:6.2} s  {name} {what}"));
@@ -93,10 +95,11 @@ impl View {
     /// A line as it is.
     pub fn line(&self, text: &str) {
         // Fails only if nobody reads any more; the update goes on, and the exit code tells.
-        let _ = match &self.bars {
-            Some(bars) => bars.all.println(text),
-            None => writeln!(io::stdout(), "{text}"),
-        };
+        let write = || drop(writeln!(io::stdout(), "{text}"));
+        match &self.bars {
+            Some(bars) => bars.all.suspend(write),
+            None => write(),
+        }
     }
 
     /// The device reported; shows what is new in its twin.
@@ -167,7 +170,7 @@ impl View {
 
     /// Takes the bar away.
     pub fn end(&mut self) {
-        if let Some(bars) = &self.bars {
+        if let Some(bars) = self.bars.take() {
             bars.sentence.finish_and_clear();
             bars.bar.finish_and_clear();
         }

@@ -141,6 +141,8 @@ pub struct Agent {
     boot_id: BootId,
     device: Device,
     troubles: Troubles,
+    /// When the agent started, in seconds since the boot.
+    started_s: u64,
     saved: Saved,
     /// Events whose state could not be saved yet, oldest first.
     unsaved: VecDeque<Event>,
@@ -189,6 +191,7 @@ impl Agent {
             device.notices.push(notice);
         }
         let (progress, progress_seen) = watch::channel(Progress::default());
+        let started_s = ports.clock.since_boot().as_secs();
         Ok(Agent {
             boot,
             restart_argument,
@@ -205,6 +208,7 @@ impl Agent {
             boot_id: identity.boot,
             device,
             troubles: Troubles::new(),
+            started_s,
             saved: saved.unwrap_or_default(),
             unsaved: VecDeque::new(),
             desired: None,
@@ -360,7 +364,8 @@ impl Agent {
         mut next: Saved,
         event: &Event,
     ) -> Result<Result<(), StoreError>, AgentError> {
-        next.newest_time = next.newest_time.max(self.clock.wall());
+        // Not the latest: a clock that was once ahead must not be believed for ever.
+        next.newest_time = self.clock.synchronised().or(next.newest_time);
         let copy = next.clone();
         let saved = self.patiently(blocking(&self.store, move |store| store.save(&copy))).await?;
         if let Err(error) = saved {
@@ -467,7 +472,7 @@ impl Agent {
         let facts = self.facts();
         !self.unsaved.is_empty()
             && self.restarting.is_none()
-            && facts.since_boot_s >= facts.limits.trial_s
+            && facts.since_boot_s >= self.started_s.saturating_add(facts.limits.trial_s)
             && matches!(
                 step(self.saved.clone(), Event::Started, &facts).0.state,
                 State::Trial { .. }

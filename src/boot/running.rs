@@ -125,13 +125,24 @@ pub fn named(value: &str) -> Option<Named> {
     }
 }
 
+/// The slot that `path` lies on, which would be lost with it; `None` also if nobody can tell.
+/// `path` need not exist yet.
+#[must_use]
+pub fn slot_with(path: &Path, slots: &config::Slots, sysroot: &Sysroot) -> Option<Slot> {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let number = os::file_system_number(existing).ok()?;
+    let on_device = |device: &Path| {
+        number.is_block_device() && os::block_number(device).ok().flatten() == Some(number)
+    };
+    Slot::BOTH
+        .into_iter()
+        .find(|slot| on_device(device(slots, *slot)))
+        .or_else(|| slot_of_root(number, slots, sysroot))
+}
+
 /// The slot whose root file system this is, for roots that do not lie on the slot's device
 /// itself but on one stacked on it: the command line tells, if the root has this `number`.
-pub(crate) fn slot_of_root(
-    number: DeviceNumber,
-    slots: &config::Slots,
-    sysroot: &Sysroot,
-) -> Option<Slot> {
+fn slot_of_root(number: DeviceNumber, slots: &config::Slots, sysroot: &Sysroot) -> Option<Slot> {
     let mounts = sysroot.text("/proc/self/mountinfo").ok()??;
     let root = os::mounted_root(&mounts)?;
     // What is written to an overlay lies somewhere else.

@@ -9,7 +9,7 @@
 //! reads no more than 512 bytes, so the content is one sector, and as long as its length stays the
 //! same, writing it in place changes that sector and nothing else: the medium has the old text or
 //! the new one. This is how every change is made; the two numbers only change places. Only a file
-//! that does not have our form yet, or does not exist, is replaced by a new one.
+//! that does not have our form yet is replaced by a new one.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -82,13 +82,17 @@ impl Tryboot {
         }
     }
 
-    /// The text of the file; empty if there is none.
-    fn read(&self) -> Result<Option<String>, BootError> {
+    /// The text of the file. A missing one mostly means that its partition is not mounted; one made
+    /// in its place would never be read by the firmware.
+    fn read(&self) -> Result<String, BootError> {
         match std::fs::read(&self.config.autoboot) {
-            Ok(bytes) => String::from_utf8(bytes)
-                .map(Some)
-                .map_err(|_| self.invalid("holds bytes that are not text")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Ok(bytes) => {
+                String::from_utf8(bytes).map_err(|_| self.invalid("holds bytes that are not text"))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.invalid(
+                "does not exist: mount the first FAT partition of the medium there, or correct \
+                 boot.tryboot.autoboot; on a new medium make an empty file",
+            )),
             Err(source) => Err(self.failed("read", source)),
         }
     }
@@ -100,21 +104,17 @@ impl Tryboot {
             by_partition: true,
         };
         let old = self.read()?;
-        if Partitions::of(old.as_deref().unwrap_or_default()) != wanted {
-            let new = edit(
-                old.as_deref().unwrap_or_default(),
-                self.partition(usual),
-                self.partition(one_shot),
-            );
+        if Partitions::of(&old) != wanted {
+            let new = edit(&old, self.partition(usual), self.partition(one_shot));
             if new.len() > MAX_FILE_BYTES {
                 return Err(self.invalid(&format!(
                     "would need {} bytes, but the firmware reads {MAX_FILE_BYTES}: remove comments",
                     new.len()
                 )));
             }
-            self.write(&new, old.is_some_and(|old| old.len() == new.len()))?;
+            self.write(&new, old.len() == new.len())?;
         }
-        let found = Partitions::of(&self.read()?.unwrap_or_default());
+        let found = Partitions::of(&self.read()?);
         if found == wanted {
             return Ok(());
         }
@@ -157,7 +157,7 @@ impl Tryboot {
 
 impl Bootloader for Tryboot {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
-        let text = self.read()?.unwrap_or_default();
+        let text = self.read()?;
         let next = Partitions::of(&text).usual.and_then(|partition| self.slot(partition));
         Ok(BootFacts { running: self.running()?, next })
     }
@@ -179,7 +179,7 @@ impl Bootloader for Tryboot {
 
     fn confirm(&mut self) -> Result<(), BootError> {
         let running = self.running()?;
-        let text = self.read()?.unwrap_or_default();
+        let text = self.read()?;
         let found = Partitions::of(&text);
         // The slot that was the default is good, and stays in reach. A retired one stays out.
         let was_default = found.usual == Some(self.partition(running));

@@ -2,11 +2,9 @@
 //!
 //! A file may be several compressed parts behind each other (zstd frames, RFC 8878; gzip members,
 //! RFC 1952; xz streams), and between two of them a decoder can start afresh. Inside a part it
-//! cannot: zstd carries entropy tables and repeat offsets from block to block, xz its whole model,
-//! gzip needs to know a bit position, and no decoder library gives these states away. So a
-//! download that is cut by a power cut goes on at the last such place, and a file of one single
-//! part starts again at its beginning. `pzstd`, which Debian ships with `zstd`, writes a frame
-//! for every few MiB; for gzip there is `bgzip`, and for every format `cat` of separate parts.
+//! cannot: zstd carries entropy tables and repeat offsets from block to block, xz its whole model
+//! (and its library starts at streams, not at the blocks in them), gzip needs to know a bit
+//! position, and no decoder library gives these states away.
 
 use std::fmt;
 

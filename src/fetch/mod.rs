@@ -39,9 +39,10 @@ const MEBIBYTE: u64 = 1 << 20;
 ///
 /// A transfer that breaks off goes on where it was, by `Range` and `If-Range`, until nothing new
 /// came for `fetch.retry_budget_s`. After a restart it goes on behind the last [`Checkpoint`],
-/// once the slot has read back up to there: any multiple of `install.checkpoint_mib` in a raw
-/// image, and in a compressed one the beginning of a zstd frame, a gzip member or an xz stream. A
-/// file of a single such part starts again at its beginning; `pzstd` makes files of many.
+/// once the slot has read back up to there; nothing before it is written again. In a raw image
+/// nothing before it is fetched again either; in a compressed one that is so from the last zstd
+/// frame, gzip member or xz stream that began before it. A file of a single such part is fetched
+/// and decompressed from its beginning.
 #[derive(Clone)]
 #[allow(missing_debug_implementations, reason = "holds a trait object")]
 pub struct Fetcher {

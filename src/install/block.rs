@@ -13,8 +13,8 @@ use super::{ImageSink, InstallError, Installer, device_of};
 use crate::config;
 use crate::update::{Digest, Slot};
 
-/// How much goes to the medium at once. Below half a mebibyte, eMMC and SD cards get slower.
-const BATCH_BYTES: usize = 1 << 20;
+/// How much goes to the medium at once. With less, eMMC and SD cards get slower.
+const BATCH_BYTES: usize = 1 << 19;
 /// Batches in memory: one is filled while the other is written.
 const BATCHES: usize = 2;
 

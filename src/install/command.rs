@@ -1,41 +1,54 @@
 //! Hands the image to an outside program, which answers for the slot's content.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::{ImageSink, InstallError, Installer, Interrupter, device_of};
 use crate::config;
+use crate::os::{self, KILL_LIMIT, SLICE, Stream};
 use crate::update::{Digest, Slot};
 
 /// Lines of the program's standard error that are reported.
 const LAST_LINES: usize = 5;
-/// Longest such line; the rest of a longer one counts as the next.
-const MAX_LINE_BYTES: u64 = 400;
+/// Characters of such a line.
+const MAX_LINE: usize = 400;
+/// What is kept of its standard error for that.
+const STDERR_BYTES: usize = 8 * 1024;
 
 /// Runs a program for each image: the image on its standard input, `TWINBOOT_SLOT` (`A` or `B`)
 /// and `TWINBOOT_DEVICE` in its environment. Exit code 0 means that the whole image is on the
 /// medium. It gets a process group of its own, which is killed if the image is abandoned.
+///
+/// It is killed, too, if it takes nothing for the stall limit, or does not end for so long after the
+/// last byte. What it started and left behind outside its group holds nothing up.
 #[derive(Clone, Debug)]
 pub struct CommandInstaller {
     command: Vec<String>,
+    stall_limit: Duration,
     slots: config::Slots,
 }
 
 impl CommandInstaller {
-    /// An installer that runs `command` (the program and its arguments; no shell).
+    /// An installer that runs the command of `install` (the program and its arguments; no shell).
     #[must_use]
-    pub fn new(command: &[String], slots: &config::Slots) -> Self {
-        CommandInstaller { command: command.to_vec(), slots: slots.clone() }
+    pub fn new(install: &config::Install, slots: &config::Slots) -> Self {
+        CommandInstaller {
+            command: install.command.clone(),
+            stall_limit: install.stall_limit_s.duration(),
+            slots: slots.clone(),
+        }
     }
 }
 
@@ -54,34 +67,33 @@ impl Installer for CommandInstaller {
             program: program.clone(),
             message: format!("it cannot be started: {error}"),
         };
-        let mut child = Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .args(arguments)
             .env("TWINBOOT_SLOT", slot.name())
             .env("TWINBOOT_DEVICE", device_of(&self.slots, slot))
-            // What systemd told the agent is not meant for its children.
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("WATCHDOG_USEC")
-            .env_remove("WATCHDOG_PID")
-            .env_remove("CREDENTIALS_DIRECTORY")
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
+            .stderr(Stdio::piped());
+        os::hide_private_variables(&mut command);
+        let mut child = command.spawn().map_err(failed)?;
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
         let group = i32::try_from(child.id()).ok().map(Pid::from_raw);
-        let stdin = child.stdin.take();
-        let stderr = child.stderr.take();
         let mut sink = CommandSink {
             program: program.clone(),
             child,
+            status: None,
             group: Arc::new(Mutex::new(group)),
-            stdin,
-            last_words: None,
+            stdin: None,
+            stderr: Stream::of(stderr, STDERR_BYTES).map_err(failed)?,
+            stall_limit: self.stall_limit,
         };
-        let listener = thread::Builder::new().name("installer-stderr".to_owned());
-        let listener = listener.spawn(move || stderr.map(last_words).unwrap_or_default());
-        sink.last_words = Some(listener.map_err(failed)?);
+        if let Some(stdin) = &stdin {
+            fcntl(stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(|error| failed(error.into()))?;
+        }
+        sink.stdin = stdin;
         Ok(Box::new(sink))
     }
 
@@ -105,33 +117,17 @@ impl Installer for CommandInstaller {
     }
 }
 
-/// The last lines that come from `stderr`, until everybody who holds its other end is gone.
-fn last_words(stderr: ChildStderr) -> Vec<String> {
-    let mut lines = VecDeque::new();
-    let mut reader = BufReader::new(stderr);
-    let mut line = Vec::new();
-    while reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        let text = String::from_utf8_lossy(&line);
-        let text: String = text.trim_end().chars().filter(|c| !c.is_control()).collect();
-        if !text.is_empty() {
-            lines.push_back(text);
-        }
-        if lines.len() > LAST_LINES {
-            lines.pop_front();
-        }
-        line.clear();
-    }
-    lines.into()
-}
-
 /// An image on its way into a program.
 struct CommandSink {
     program: PathBuf,
     child: Child,
+    /// How it ended, once that was taken.
+    status: Option<ExitStatus>,
     /// The program's process group, as long as its number cannot belong to somebody else.
     group: Arc<Mutex<Option<Pid>>>,
     stdin: Option<ChildStdin>,
-    last_words: Option<JoinHandle<Vec<String>>>,
+    stderr: Stream<ChildStderr>,
+    stall_limit: Duration,
 }
 
 impl fmt::Debug for CommandSink {
@@ -141,59 +137,126 @@ impl fmt::Debug for CommandSink {
 }
 
 impl CommandSink {
-    /// Waits for the program. Its children are killed: whatever they hold open ends with it.
-    fn wait(&mut self) -> io::Result<ExitStatus> {
+    /// The exit code, if the program has ended. Its children are killed then.
+    fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_some() {
+            return Ok(self.status);
+        }
         let process = Pid::from_raw(i32::try_from(self.child.id()).map_err(io::Error::other)?);
-        // Waits without reaping, so that the number stays taken until the group is forgotten.
-        while let Err(error) = waitid(Id::Pid(process), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
-        {
-            if error != nix::errno::Errno::EINTR {
-                return Err(error.into());
-            }
+        // Looks without reaping, so that the number stays taken until the group is forgotten.
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(process), look) {
+            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
         }
         let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = group.take() {
             // Fails if there are no children left, which is the rule.
             let _ = killpg(group, Signal::SIGKILL);
         }
-        self.child.wait()
+        self.status = Some(self.child.wait()?);
+        Ok(self.status)
+    }
+
+    /// Waits for the end of the program for `limit`; `None` if it does not come.
+    fn wait(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
+        let since = Instant::now();
+        let mut slice = Duration::from_millis(1);
+        loop {
+            // Looked at before the last read: what came before the end is then not missed.
+            let ended = self.ended()?;
+            let moved = self.stderr.pump();
+            if ended.is_some() || since.elapsed() >= limit {
+                return Ok(ended);
+            }
+            slice = if moved { Duration::from_millis(1) } else { (slice * 2).min(SLICE) };
+            os::wait(self.stderr.readable(), slice);
+        }
     }
 
     /// Waits for the program and says how it ended. `early` if it should not have ended yet.
     fn result(&mut self, early: bool) -> Result<(), InstallError> {
-        let status = self.wait();
-        let words = self.last_words.take().and_then(|listener| listener.join().ok());
-        let how = match status {
-            Ok(status) if status.success() && !early => return Ok(()),
-            Ok(status) if early => {
+        let how = match self.wait(self.stall_limit) {
+            Ok(Some(status)) if status.success() && !early => return Ok(()),
+            Ok(Some(status)) if early => {
                 format!("it ended before it had read the whole image ({status})")
             }
-            Ok(status) => format!("{status}"),
+            Ok(Some(status)) => format!("{status}"),
+            Ok(None) => return Err(self.stalled("did not end")),
             Err(error) => format!("its end cannot be waited for: {error}"),
         };
-        let words = words.filter(|words| !words.is_empty()).map(|words| words.join(" / "));
-        let message = match words {
-            Some(words) => format!("{how}; its last words: {words}"),
-            None => format!("{how}; it said nothing"),
+        Err(self.failed(&how))
+    }
+
+    /// It is killed for what it `did`.
+    fn stalled(&mut self, did: &str) -> InstallError {
+        self.abandon();
+        let limit = self.stall_limit.as_secs_f32();
+        self.failed(&format!("it {did} for {limit} s (install.stall_limit_s) and was killed"))
+    }
+
+    fn failed(&self, how: &str) -> InstallError {
+        let text = self.stderr.tail.to_string();
+        let lines: Vec<String> = text
+            .lines()
+            .map(|line| line.chars().filter(|c| !c.is_control()).take(MAX_LINE).collect::<String>())
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
+        let words = match last {
+            [] => "it said nothing".to_owned(),
+            words => format!("its last words: {}", words.join(" / ")),
         };
-        Err(InstallError::Command { program: self.program.clone(), message })
+        let message = format!("{how}; {words}");
+        InstallError::Command { program: self.program.clone(), message }
+    }
+
+    /// Kills the program and takes its exit code away. One that hangs in the kernel does not even
+    /// die, and is left to itself.
+    fn abandon(&mut self) {
+        self.stdin = None;
+        if self.status.is_none() {
+            kill(&self.group);
+            let _ = self.wait(KILL_LIMIT);
+        }
     }
 }
 
 impl ImageSink for CommandSink {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), InstallError> {
-        let written = match &mut self.stdin {
-            Some(stdin) => stdin.write_all(bytes),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        match written {
-            Ok(()) => Ok(()),
-            // It closed its input. It may still run, but it will not get the image any more.
-            Err(_) => {
-                self.stdin = None;
-                self.result(true)
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), InstallError> {
+        let mut moved = Instant::now();
+        while !bytes.is_empty() {
+            let written = match &mut self.stdin {
+                Some(stdin) => stdin.write(bytes),
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            };
+            match written {
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    moved = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stderr.pump();
+                    // Somebody else may hold the other end of the pipe and never read.
+                    if !matches!(self.ended(), Ok(None)) {
+                        self.stdin = None;
+                    } else if moved.elapsed() >= self.stall_limit {
+                        return Err(self.stalled("took nothing"));
+                    }
+                    let room = self.stdin.as_ref();
+                    let room = room.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT));
+                    os::wait(room.into_iter().chain(self.stderr.readable()), SLICE);
+                }
+                // It closed its input. It may still run, but it will not get the image any more.
+                Err(_) => {
+                    self.stdin = None;
+                    return self.result(true);
+                }
             }
         }
+        Ok(())
     }
 
     fn checkpoint(&mut self) -> Result<bool, InstallError> {
@@ -213,12 +276,7 @@ impl ImageSink for CommandSink {
 
 impl Drop for CommandSink {
     fn drop(&mut self) {
-        self.stdin = None;
-        if self.last_words.is_some() {
-            kill(&self.group);
-            // Killed, it cannot be anything but reaped.
-            let _ = self.wait();
-        }
+        self.abandon();
     }
 }
 

@@ -21,9 +21,7 @@ pub type SharedInstaller = Arc<Mutex<dyn Installer>>;
 pub fn installer(install: &config::Install, slots: &config::Slots) -> SharedInstaller {
     match install.kind {
         InstallKind::Block => Arc::new(Mutex::new(BlockInstaller::new(slots))),
-        InstallKind::Command => {
-            Arc::new(Mutex::new(CommandInstaller::new(&install.command, slots)))
-        }
+        InstallKind::Command => Arc::new(Mutex::new(CommandInstaller::new(install, slots))),
     }
 }
 

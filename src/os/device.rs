@@ -60,7 +60,7 @@ pub fn file_system_number(path: &Path) -> io::Result<DeviceNumber> {
     Ok(DeviceNumber::of(path.metadata()?.dev()))
 }
 
-/// What is mounted at `/`.
+/// A file system that is mounted, for instance at `/`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MountedRoot {
     /// The number of its file system.
@@ -75,21 +75,26 @@ pub struct MountedRoot {
 /// hides the ones before it.
 #[must_use]
 pub fn mounted_root(mountinfo: &str) -> Option<MountedRoot> {
-    mountinfo.lines().filter_map(root_of_line).next_back()
+    mounts(mountinfo).filter(|(point, _)| *point == "/").last().map(|(_, mounted)| mounted)
 }
 
-fn root_of_line(line: &str) -> Option<MountedRoot> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    let mut mount = mount.split(' ');
-    let number = DeviceNumber::parse(mount.nth(2)?)?;
-    if mount.nth(1)? != "/" {
-        return None;
-    }
-    let mut file_system = file_system.split(' ');
-    Some(MountedRoot {
-        number,
-        kind: file_system.next()?.to_owned(),
-        source: file_system.next()?.into(),
+/// `ext4`, `tmpfs` and so on: what the file system with this number is, by the same text.
+#[must_use]
+pub fn file_system_kind(mountinfo: &str, number: DeviceNumber) -> Option<String> {
+    mounts(mountinfo).find(|(_, mounted)| mounted.number == number).map(|(_, mounted)| mounted.kind)
+}
+
+/// Every mount with the place it is at.
+fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, MountedRoot)> {
+    mountinfo.lines().filter_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ');
+        let number = DeviceNumber::parse(mount.nth(2)?)?;
+        let point = mount.nth(1)?;
+        let mut file_system = file_system.split(' ');
+        let kind = file_system.next()?.to_owned();
+        let source = file_system.next()?.into();
+        Some((point, MountedRoot { number, kind, source }))
     })
 }
 
@@ -117,6 +122,13 @@ mod tests {
                 source: source.into(),
             });
             assert_eq!(mounted_root(&mountinfo), expected, "{mountinfo}");
+        }
+        let all = format!("{root}\n{proc}\n{overlay}\n");
+        for (number, kind) in
+            [("179:3", Some("squashfs")), ("0:45", Some("overlay")), ("0:1", None)]
+        {
+            let number = DeviceNumber::parse(number).unwrap();
+            assert_eq!(file_system_kind(&all, number).as_deref(), kind, "{number}");
         }
     }
 }

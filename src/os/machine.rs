@@ -1,7 +1,10 @@
 //! What the running system tells of itself, below a root that tests and containers can move.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+
+use nix::libc::{self, STA_UNSYNC};
 
 use super::file::FileError;
 use crate::config;
@@ -23,6 +26,12 @@ impl Sysroot {
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Whether this is the machine itself, and not one that is played in a folder.
+    #[must_use]
+    pub fn is_the_machine(&self) -> bool {
+        self.0 == Path::new("/")
     }
 
     /// The text of `path`; `None` if there is no such file. Bytes that are not UTF-8 are replaced.
@@ -57,6 +66,29 @@ pub fn boot_id(sysroot: &Sysroot) -> Result<BootId, FileError> {
         "" => Err(missing()),
         id => Ok(BootId(id.to_owned())),
     }
+}
+
+/// Whether a program that follows a time source has set the kernel's clock and still steers it
+/// (`STA_UNSYNC` of adjtimex(2) is clear): systemd-timesyncd, ntpd, ptp4l, and chrony with `rtcsync`.
+/// A machine that is played in a folder has no kernel of its own: false.
+#[must_use]
+pub fn kernel_clock_is_synchronised(sysroot: &Sysroot) -> bool {
+    sysroot.is_the_machine() && kernel_clock_status().is_some_and(|status| status & STA_UNSYNC == 0)
+}
+
+/// The status bits of the kernel's clock; `None` if it may not be asked.
+#[allow(unsafe_code, reason = "no library offers this call")]
+fn kernel_clock_status() -> Option<libc::c_int> {
+    let mut answer = MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: `timex` is made of numbers, for which all bits zero are a value; `modes` = 0 asks and
+    // changes nothing; the kernel writes within the one structure that the pointer leads to.
+    let answer = unsafe {
+        if libc::adjtimex(answer.as_mut_ptr()) < 0 {
+            return None;
+        }
+        answer.assume_init()
+    };
+    Some(answer.status)
 }
 
 /// Why the version of the running image is not known.

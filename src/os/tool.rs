@@ -19,10 +19,10 @@ use tracing::debug;
 const OUTPUT_LIMIT: usize = 8 * 1024;
 /// Longest time after which the end of a program is noticed while something else keeps its
 /// output open. Without that, the end of the output tells it at once.
-const SLICE: Duration = Duration::from_millis(50);
+pub const SLICE: Duration = Duration::from_millis(50);
 /// How long a killed program may take to go before it is left to itself.
-const KILL_LIMIT: Duration = Duration::from_secs(2);
-/// What systemd tells the agent is not meant for the programs it runs.
+pub const KILL_LIMIT: Duration = Duration::from_secs(2);
+/// What systemd tells the agent.
 const PRIVATE_VARIABLES: [&str; 5] =
     ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM"];
 
@@ -86,9 +86,7 @@ impl Tool {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        for variable in PRIVATE_VARIABLES {
-            command.env_remove(variable);
-        }
+        hide_private_variables(&mut command);
         let not_run = |source| ToolError::NotRun { program: self.program.clone(), source };
         let mut child = command.spawn().map_err(not_run)?;
         let mut stdout = Stream::of(child.stdout.take(), self.output_limit).map_err(not_run)?;
@@ -116,8 +114,16 @@ impl Tool {
                 });
             };
             slice = if moved { Duration::from_millis(1) } else { (slice * 2).min(SLICE) };
-            wait(&stdin, &stdout, &stderr, slice.min(left));
+            let ends = [stdin.writable(), stdout.readable(), stderr.readable()];
+            wait(ends.into_iter().flatten(), slice.min(left));
         }
+    }
+}
+
+/// Takes away what systemd tells the agent and what is not meant for the programs it runs.
+pub fn hide_private_variables(command: &mut Command) {
+    for variable in PRIVATE_VARIABLES {
+        command.env_remove(variable);
     }
 }
 
@@ -222,23 +228,34 @@ fn last_line(stdout: &Tail, stderr: &Tail) -> String {
         .unwrap_or_default()
 }
 
-/// An output stream of the program, read without waiting.
-struct Stream<R> {
+/// An output stream of a program, read without waiting.
+#[derive(Debug)]
+pub struct Stream<R> {
     pipe: Option<R>,
-    tail: Tail,
+    /// The end of what came so far.
+    pub tail: Tail,
     limit: usize,
 }
 
 impl<R: Read + AsFd> Stream<R> {
-    fn of(pipe: Option<R>, limit: usize) -> io::Result<Self> {
+    /// Reads from `pipe` and keeps the last `limit` bytes.
+    ///
+    /// # Errors
+    /// The pipe cannot be told not to wait.
+    pub fn of(pipe: Option<R>, limit: usize) -> io::Result<Self> {
         if let Some(pipe) = &pipe {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         Ok(Stream { pipe, tail: Tail::default(), limit })
     }
 
+    /// Something to wait for, until the stream is at its end.
+    pub fn readable(&self) -> Option<PollFd<'_>> {
+        self.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN))
+    }
+
     /// Takes what is there; true if there was something.
-    fn pump(&mut self) -> bool {
+    pub fn pump(&mut self) -> bool {
         let mut buffer = [0; 4096];
         let mut moved = false;
         // More than a pipe holds, but a program that never stops writing must not keep us here.
@@ -278,6 +295,10 @@ impl<'a> Feed<'a> {
         Ok(Feed { pipe, rest: bytes })
     }
 
+    fn writable(&self) -> Option<PollFd<'_>> {
+        self.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT))
+    }
+
     /// Gives what is taken. A program that does not read to the end has its reasons; its exit
     /// code tells them.
     fn pump(&mut self) {
@@ -295,19 +316,12 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// Waits until a stream has something, or `time` has passed.
+/// Waits until one of these is ready, or `time` has passed.
 ///
-/// A process handle (pidfd) would tell the end as well, but vendor kernels before 5.3 have none.
-fn wait<O: AsFd, E: AsFd>(
-    stdin: &Feed<'_>,
-    stdout: &Stream<O>,
-    stderr: &Stream<E>,
-    time: Duration,
-) {
-    let mut ends: Vec<PollFd<'_>> = Vec::with_capacity(3);
-    ends.extend(stdin.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
-    ends.extend(stdout.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
-    ends.extend(stderr.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+/// A process handle (pidfd) would tell the end of a program as well, but vendor kernels before 5.3
+/// have none.
+pub fn wait<'a>(ends: impl IntoIterator<Item = PollFd<'a>>, time: Duration) {
+    let mut ends: Vec<PollFd<'_>> = ends.into_iter().collect();
     let time = time.max(Duration::from_millis(1));
     // Interrupted by a signal: the caller's loop comes back.
     let _ = poll(&mut ends, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));

@@ -45,7 +45,7 @@ pub struct Saved {
     pub settled: Option<Digest>,
     /// When an operator last had the device restarted.
     pub last_reboot: Option<WallTime>,
-    /// The latest trusted wall time that was saved: the clock is wrong if it shows less.
+    /// The last synchronised wall time that was saved: the clock is wrong if it shows less.
     pub newest_time: Option<WallTime>,
 }
 

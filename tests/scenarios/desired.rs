@@ -4,7 +4,7 @@ use hubsim::EventKind;
 use serde_json::{Value, json};
 
 use crate::world::images::{Fault, File};
-use crate::world::{DEVICE, HALF, World, phase};
+use crate::world::{DEVICE, HALF, World, phase, side_by_side};
 
 fn status(twin: &Value) -> &Value {
     &twin["firmware"]["fwUpdateStatus"]
@@ -31,7 +31,12 @@ async fn what_was_desired_before_the_first_connection_is_done() {
     world.machine.boot().unwrap();
     let twin = world.until("2.0.0 runs", |twin| settled(twin, "2.0.0")).await;
     assert_eq!(status(&twin), "current");
+    assert_eq!(twin["iothubDM"]["firmwareUpdate"]["status"], "applyComplete");
+    assert_eq!(twin["firmwareStatus"], "completed");
     assert_eq!(twin["twinboot"]["lastUpdate"]["origin"], "desired");
+    // All that time the hub could tell what was on its way.
+    let pending = world.history("/firmware/pendingFwVersion");
+    assert_eq!(pending, [json!(""), json!("2.0.0"), json!("")]);
     world.assert_runs('B', "2.0.0");
     // And not done again after the boot, although the hub still holds the same document.
     world.machine.restart().await.unwrap();
@@ -75,7 +80,7 @@ async fn only_a_member_deep_inside_may_change() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_longer_desired_is_not_done() {
-    for withdrawal in [json!({ "firmware": null }), Value::Null] {
+    side_by_side([json!({ "firmware": null }), Value::Null].map(|withdrawal| async move {
         let mut world = World::started().await;
         half_of_2_0_0(&mut world).await;
         world.hub().patch_desired(DEVICE, withdrawal).unwrap();
@@ -84,9 +89,65 @@ async fn what_is_no_longer_desired_is_not_done() {
             .await;
         assert_eq!(twin["twinboot"]["lastUpdate"]["code"], "withdrawn");
         assert!(settled(&twin, "1.0.0"));
-        assert_eq!(world.machine.variables().unwrap(), ("A".to_owned(), String::new()));
-        world.assert_bootable();
+        world.assert_at_home();
+    }))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_withdrawn_before_its_turn_is_not_done() {
+    let mut world = World::started().await;
+    let id = world.half_an_update("2.0.0.img").await;
+    world.desire("3.0.0", "3.0.0.img");
+    world.hub().patch_desired(DEVICE, json!({ "firmware": null })).unwrap();
+    // Calls and documents come in the order in which they were sent.
+    world.online().await;
+    world.images.release();
+    world.over(&id).await;
+    world.online().await;
+    world.assert_runs('B', "2.0.0");
+    assert_eq!(world.images.seen("/3.0.0.img").len(), 0);
+    assert_eq!(phase(&world.reported()), "idle");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_is_not_the_desired_version_does_not_make_a_loop() {
+    let mut world = World::started().await;
+    world.desire("2.0.0", "3.0.0.img");
+    let twin = world.until("what came runs", |twin| settled(twin, "3.0.0")).await;
+    assert_eq!(status(&twin), "current");
+    let mut events = world.events();
+    world.machine.power_cut().unwrap();
+    world.event(&mut events, |kind| matches!(kind, EventKind::TwinGet { .. })).await;
+    world.online().await;
+    assert_eq!(phase(&world.reported()), "idle");
+    assert_eq!(world.images.seen("/3.0.0.img").len(), 1);
+    world.assert_runs('B', "3.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_desired_section_that_makes_no_sense_is_told_and_can_be_put_right() {
+    let mut world = World::started().await;
+    let url = world.url("2.0.0.img");
+    for (firmware, key) in [
+        (json!({ "fwVersion": 7, "fwPackageURI": url }), "fwVersion"),
+        (json!({ "fwVersion": "2.0.0", "fwPackageURI": [] }), "fwPackageURI"),
+        (json!({ "fwVersion": "2.0.0", "fwPackageURI": url, "fwSize": "big" }), "fwSize"),
+    ] {
+        world.hub().patch_desired(DEVICE, json!({ "firmware": null })).unwrap();
+        world.hub().patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+        world
+            .until("it is told", |twin| {
+                let words = twin["firmware"]["fwUpdateSubstatus"].as_str().unwrap_or_default();
+                status(twin) == "error" && words.contains(key)
+            })
+            .await;
     }
+    assert_eq!(world.images.seen("/2.0.0.img").len(), 0);
+    world.hub().patch_desired(DEVICE, json!({ "firmware": null })).unwrap();
+    world.desire("2.0.0", "2.0.0.img");
+    world.until("2.0.0 runs", |twin| settled(twin, "2.0.0")).await;
+    world.assert_runs('B', "2.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,6 +215,11 @@ async fn a_version_that_was_rolled_back_is_not_tried_again() {
         (status(&twin), &twin["firmware"]["pendingFwVersion"]),
         (&json!("rolledback"), &json!(""))
     );
+    // Another one is.
+    world.get_well();
+    world.desire("3.0.0", "3.0.0.img");
+    world.until("3.0.0 runs", |twin| settled(twin, "3.0.0")).await;
+    world.assert_runs('B', "3.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

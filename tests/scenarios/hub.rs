@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::world::images::Fault;
 use crate::world::machine::LIMIT;
-use crate::world::{DEVICE, World, phase};
+use crate::world::{DEVICE, World, phase, side_by_side};
 
 /// What every run must leave, whatever happened on the way.
 #[track_caller]
@@ -47,6 +47,11 @@ async fn a_trial_waits_for_the_hub() {
     world.machine.restart_order(LIMIT).await.unwrap();
     assert_eq!(world.machine.restart().await.unwrap().slot, 'B');
     world.saved_state("trial").await;
+    let tried = |world: &World| {
+        let output = world.twinboot(&["status"]);
+        String::from_utf8(output.stdout).unwrap().contains("offline")
+    };
+    world.eventually("it has looked for the hub", tried).await;
     assert_eq!(world.machine.variables().unwrap().0, "A", "not confirmed without the hub");
     world.start_hub(stopped).await;
     let twin = world.over(&id).await;
@@ -93,7 +98,7 @@ async fn a_token_that_expires_in_mid_download_costs_no_byte_and_no_report() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_hub_hears_the_truth_in_the_end() {
-    for status in [429, 500] {
+    side_by_side([429, 500].map(|status| async move {
         let mut world = World::started().await;
         // Slow enough for reports of mere progress.
         world.fault("2.0.0.img", [Fault::Slow(60_000)]);
@@ -106,7 +111,8 @@ async fn a_busy_hub_hears_the_truth_in_the_end() {
         let twin = world.over(&id).await;
         assert_told_well(&world, &twin, "2.0.0");
         assert_eq!(world.images.seen("/2.0.0.img").len(), 1);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -208,6 +214,7 @@ async fn a_twin_that_is_nearly_full_still_tells_everything() {
     let twin = world.over(answer["id"].as_str().unwrap()).await;
     assert_eq!(twin["iothubDM"]["firmwareUpdate"]["status"], "downloadfailed");
     assert_eq!(twin["other"], ballast(23, 1000), "what is not ours is left alone");
+    assert!(serde_json::to_string(&twin).unwrap().len() > 23_000);
     let id = world.update("2.0.0.img").await;
     world.over(&id).await;
     world.assert_runs('B', "2.0.0");

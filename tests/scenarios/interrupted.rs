@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::images::Fault;
 use crate::world::machine::{LIMIT, LOOK};
-use crate::world::{World, is_over};
+use crate::world::{World, is_over, side_by_side};
 
 /// Time in which a daemon must be gone after SIGTERM, whatever it is doing.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -29,14 +29,15 @@ enum Blow {
 
 /// Has `blow` come in each of the states; the update must end well each time.
 async fn strike_in_every_state(blow: Blow) {
-    for state in STATES {
+    let until_met = |state| async move {
         // Some states last for milliseconds, and may be over before they are seen.
         let mut tries = 0;
         while !strike(blow, state).await {
             tries += 1;
             assert!(tries < 10, "no update was met in {state}");
         }
-    }
+    };
+    side_by_side(STATES.map(until_met)).await;
 }
 
 /// False if an update went through `state` too fast to be met in it.
@@ -148,7 +149,7 @@ async fn a_power_cut_on_the_way_back_ends_in_the_old_slot() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_download_goes_on_from_what_is_proven() {
-    for file in ["2.0.0.img", "2.0.0.img.zst", "2.0.0.img.gz"] {
+    side_by_side(["2.0.0.img", "2.0.0.img.zst", "2.0.0.img.gz"].map(|file| async move {
         let mut world = World::started().await;
         let path = crate::world::image("2.0.0").with_file_name(file);
         let whole = std::fs::metadata(path).unwrap().len() as usize;
@@ -168,7 +169,116 @@ async fn a_cut_download_goes_on_from_what_is_proven() {
             // A raw image goes on at the checkpoint, a compressed one where its format allows it.
             assert!(seen[1].from.is_some_and(|from| from >= whole / 3), "{:?}", seen[1]);
         }
+    }))
+    .await;
+}
+
+/// The run ended like this, and the device is back where it was.
+#[track_caller]
+fn assert_lost(world: &World, twin: &Value, result: &str, code: &str) {
+    let last = &twin["twinboot"]["lastUpdate"];
+    assert_eq!((&last["result"], &last["code"]), (&json!(result), &json!(code)), "{last}");
+    world.assert_bootable();
+    world.assert_at_home();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_that_never_gets_on_is_given_up_after_some_starts() {
+    let mut world = World::new().await;
+    world.machine.set("update.max_attempts", 3);
+    world.start().await;
+    // Not as much as a checkpoint comes of it.
+    world.fault("2.0.0.img", vec![Fault::Hold(1000); 9]);
+    let id = world.update("2.0.0.img").await;
+    for attempt in 1..=3 {
+        let asked = |world: &World| world.images.seen("/2.0.0.img").len() == attempt;
+        world.eventually("it is tried", asked).await;
+        world.machine.kill9();
+        world.machine.start_daemon().unwrap();
     }
+    let twin = world.over(&id).await;
+    assert_lost(&world, &twin, "failed", "tooManyStarts");
+    assert_eq!(world.images.seen("/2.0.0.img").len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_keeps_dying_in_the_trial_loses_it() {
+    let mut world = World::new().await;
+    world.machine.set("update.max_trial_starts", 2);
+    let id = in_trial(&mut world).await;
+    for starts in [2, 3] {
+        world.machine.kill9();
+        world.machine.start_daemon().unwrap();
+        let state = if starts == 2 { "trial" } else { "rollingBack" };
+        let there = |world: &World| {
+            let saved = world.machine.saved();
+            let started = saved.pointer("/saved/state/trial/starts") == Some(&json!(starts));
+            started || world.machine.saved_state() == state && starts == 3
+        };
+        world.eventually("the start is counted", there).await;
+    }
+    let twin = world.over(&id).await;
+    assert_lost(&world, &twin, "rolledBack", "tooManyStarts");
+}
+
+/// Switches the device on and brings it into the trial of 2.0.0, which is not well.
+async fn in_trial(world: &mut World) -> String {
+    world.only_well_as("1.0.0", "not well");
+    world.start().await;
+    let id = world.update("2.0.0.img.zst").await;
+    world.machine.restart_order(LIMIT).await.unwrap();
+    world.machine.restart().await.unwrap();
+    world.saved_state("trial").await;
+    id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_whose_daemon_is_dead_is_ended_by_the_timer() {
+    let mut world = World::new().await;
+    let id = in_trial(&mut world).await;
+    let end = |world: &World| world.machine.guard().unwrap().code();
+    assert_eq!(end(&world), Some(0), "the daemon lives, and it is its trial");
+    world.machine.kill9();
+    assert_eq!(end(&world), Some(75), "the trial still has time");
+    world.machine.set("update.trial_limit_s", 5);
+    world.eventually("its time is over", |world| end(world) == Some(0)).await;
+    world.machine.restart_order(LIMIT).await.unwrap();
+    assert_eq!(world.machine.restart().await.unwrap().slot, 'A');
+    let twin = world.over(&id).await;
+    assert_lost(&world, &twin, "rolledBack", "fellBack");
+    assert_eq!(end(&world), Some(0), "nothing is left to end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_clock_is_not_set_says_so_and_goes_on_when_it_is() {
+    use twinboot::store::{FileStore, StateStore};
+    use twinboot::update::WallTime;
+
+    let mut world = World::started().await;
+    world.machine.sigterm(STOP_LIMIT).await.unwrap();
+    // As if it had been tomorrow already: what the clock shows now cannot be right.
+    let mut store = FileStore::open(&world.folder().join("state")).unwrap();
+    let mut saved = store.load().unwrap().saved.unwrap();
+    let newest = saved.newest_time.unwrap().unix_ms();
+    saved.newest_time = Some(WallTime::from_unix_ms(newest + 86_400_000));
+    store.save(&saved).unwrap();
+    drop(store);
+    world.machine.synchronise_clock(false).unwrap();
+    let mut events = world.events();
+    world.machine.boot().unwrap();
+    let told = |world: &World| {
+        let output = world.twinboot(&["status"]);
+        String::from_utf8(output.stdout).unwrap().contains("waiting for the clock")
+    };
+    world.eventually("the status says so", told).await;
+    while let Some(event) = events.try_next() {
+        assert!(!matches!(event.kind, hubsim::EventKind::Connected { .. }), "{event}");
+    }
+    world.machine.synchronise_clock(true).unwrap();
+    world.online().await;
+    let id = world.update("2.0.0.img").await;
+    world.over(&id).await;
+    world.assert_runs('B', "2.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -62,7 +62,7 @@ async fn operate(world: &mut World, command: &mut Command) -> Vec<String> {
             }
         }
     };
-    let ended = tokio::time::timeout(LIMIT, played).await;
+    let ended = tokio::time::timeout(4 * LIMIT, played).await;
     let Output { status, stdout, stderr } = ended.expect("the operator's program ends");
     let told = String::from_utf8(stdout).unwrap();
     assert!(status.success(), "{status}\n{told}{}", String::from_utf8_lossy(&stderr));

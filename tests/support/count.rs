@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex};
 use twinboot::install::{ImageSink, InstallError, Installer, Interrupter, SharedInstaller};
 use twinboot::update::{Digest, Slot};
 
+/// An installer that counts into `bytes` what goes to `inner`.
+pub fn counted(inner: SharedInstaller, bytes: &Arc<AtomicU64>) -> SharedInstaller {
+    Arc::new(Mutex::new(Counted { inner, bytes: Arc::clone(bytes) }))
+}
+
 /// Passes everything on and counts the bytes of images.
-pub struct Counted {
+struct Counted {
     inner: SharedInstaller,
     bytes: Arc<AtomicU64>,
 }
 
 impl Counted {
-    /// Counts into `bytes` what goes to `inner`.
-    pub fn new(inner: SharedInstaller, bytes: &Arc<AtomicU64>) -> SharedInstaller {
-        Arc::new(Mutex::new(Counted { inner, bytes: Arc::clone(bytes) }))
-    }
-
     fn sink(&self, inner: Box<dyn ImageSink>) -> Box<dyn ImageSink> {
         Box::new(CountedSink { inner, bytes: Arc::clone(&self.bytes) })
     }

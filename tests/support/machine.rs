@@ -7,7 +7,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -60,10 +60,28 @@ pub struct Machine {
     pub slots: [Slot; 2],
     twinbootd: PathBuf,
     config: toml::Table,
+    brought: Vec<Brought>,
     environment: Vec<(String, PathBuf)>,
     orders: pipe::Receiver,
     daemon: Option<Child>,
     running: Option<Boot>,
+}
+
+/// Something that an image brings along in another way than the machine had it.
+#[derive(Debug)]
+struct Brought {
+    version: String,
+    what: Difference,
+}
+
+#[derive(Debug)]
+enum Difference {
+    /// This key in its `twinboot.toml`.
+    Key(String, toml::Value),
+    /// This text instead of its `twinboot.toml`.
+    Config(&'static str),
+    /// It does not mount the data partition: what should lie there lies on its slot.
+    NoDataPartition,
 }
 
 /// What booted.
@@ -93,7 +111,7 @@ impl Machine {
     /// A file, a device or a pipe could not be made.
     pub fn build(plan: &Plan<'_>) -> io::Result<Self> {
         let folder = plan.folder.canonicalize()?;
-        for name in ["state", "run", "health.d", "sysroot"] {
+        for name in ["state", "run", "health.d", "sysroot", "bin"] {
             fs::create_dir_all(folder.join(name))?;
         }
         fs::set_permissions(folder.join("state"), Permissions::from_mode(0o700))?;
@@ -114,6 +132,7 @@ impl Machine {
         // Open for both here, too: it does not wait for a reader that was killed.
         let restart = format!("#!/bin/sh\necho restart 1<>'{}'\n", fifo.display());
         program("restart.sh", &restart)?;
+        program("bin/systemctl", &restart)?;
         write_mode(&folder.join("bootloader.env"), "default=A\ntry=\n", 0o644)?;
         write_mode(&folder.join("hub-credential"), plan.credential, 0o600)?;
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
@@ -126,6 +145,7 @@ impl Machine {
             slots,
             twinbootd: plan.twinbootd.to_owned(),
             config,
+            brought: Vec::new(),
             environment: Vec::new(),
             orders,
             daemon: None,
@@ -139,6 +159,34 @@ impl Machine {
     /// the daemon's next start on.
     pub fn set(&mut self, key: &str, value: impl Into<toml::Value>) {
         set(&mut self.config, key, value.into());
+    }
+
+    /// Has the image of `version` bring this key along in its configuration.
+    pub fn set_in(&mut self, version: &str, key: &str, value: impl Into<toml::Value>) {
+        self.bring(version, Difference::Key(key.to_owned(), value.into()));
+    }
+
+    /// Has the image of `version` bring this text along as its configuration.
+    pub fn config_in(&mut self, version: &str, text: &'static str) {
+        self.bring(version, Difference::Config(text));
+    }
+
+    /// Has the image of `version` forget to mount the data partition.
+    pub fn no_data_partition_in(&mut self, version: &str) {
+        let folder = self.folder.join(format!("on-the-slot-of-{version}"));
+        self.set_in(version, "state.directory", folder.join("state").display().to_string());
+        self.bring(version, Difference::NoDataPartition);
+    }
+
+    fn bring(&mut self, version: &str, what: Difference) {
+        self.brought.push(Brought { version: version.to_owned(), what });
+    }
+
+    /// What the running image brings along.
+    fn differences(&self) -> impl Iterator<Item = &Difference> {
+        let version = self.running.as_ref().map(|boot| boot.version.as_str());
+        let own = move |brought: &&Brought| Some(brought.version.as_str()) == version;
+        self.brought.iter().filter(own).map(|brought| &brought.what)
     }
 
     /// Takes a key out of the configuration.
@@ -180,10 +228,8 @@ impl Machine {
     pub fn boot(&mut self) -> io::Result<Boot> {
         assert!(self.daemon.is_none(), "the machine runs already");
         // First: what a bootloader call of the boot before still has to do is lost.
-        self.write_sysroot(
-            "proc/sys/kernel/random/boot_id",
-            &format!("{:032x}\n", fastrand::u128(..)),
-        )?;
+        let id = format!("{:032x}\n", fastrand::u128(..));
+        self.write_sysroot("proc/sys/kernel/random/boot_id", &id)?;
         let variables = self.variables()?;
         let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
         let wanted = if wanted == "B" { 'B' } else { 'A' };
@@ -198,8 +244,8 @@ impl Machine {
         let (slot, version, release) =
             found.ok_or_else(|| io::Error::other("neither slot holds a system: a brick"))?;
         let boot = Boot { slot, version, fell_back: slot != wanted };
-        self.tell_of(&boot, &release)?;
         self.running = Some(boot.clone());
+        self.tell_of(&boot, &release)?;
         self.start_daemon()?;
         Ok(boot)
     }
@@ -233,7 +279,12 @@ impl Machine {
     /// What the system tells of itself.
     fn tell_of(&self, boot: &Boot, release: &str) -> io::Result<()> {
         let slot = self.slot(boot.slot);
-        let mounted = slot.number().map_or_else(String::new, |number| {
+        let number = if self.differences().any(|it| matches!(it, Difference::NoDataPartition)) {
+            Some(device_number(&self.folder)?)
+        } else {
+            slot.number()
+        };
+        let mounted = number.map_or_else(String::new, |number| {
             format!("21 1 {number} / / ro,relatime - ext4 {} ro\n", slot.device.display())
         });
         self.write_sysroot("proc/cmdline", &format!("quiet twinboot.slot={} ro\n", boot.slot))?;
@@ -265,15 +316,44 @@ impl Machine {
     /// It could not be started.
     pub fn start_daemon(&mut self) -> io::Result<()> {
         assert!(self.daemon.is_none(), "the daemon runs already");
-        let config = self.config_file();
-        fs::write(&config, self.config.to_string())?;
+        self.write_config()?;
+        self.daemon = Some(self.command()?.spawn()?);
+        Ok(())
+    }
+
+    /// Runs the trial guard, as its timer does, and waits for its end.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn guard(&self) -> io::Result<ExitStatus> {
+        // Where the configuration is lost the guard finds the usual programs, which are ours here.
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.folder.join("bin").display());
+        self.command()?.arg("--end-unconfirmed-trial").env("PATH", path).status()
+    }
+
+    /// The configuration of the running image.
+    fn write_config(&self) -> io::Result<()> {
+        let mut config = self.config.clone();
+        let mut text = None;
+        for difference in self.differences() {
+            match difference {
+                Difference::Key(key, value) => set(&mut config, key, value.clone()),
+                Difference::Config(other) => text = Some(*other),
+                Difference::NoDataPartition => {}
+            }
+        }
+        fs::write(self.config_file(), text.map_or_else(|| config.to_string(), str::to_owned))
+    }
+
+    fn command(&self) -> io::Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file())?;
         // Dies with the harness, however that ends.
-        let child = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&self.twinbootd)
             .arg("--config")
-            .arg(&config)
+            .arg(self.config_file())
             .arg("--sysroot")
             .arg(self.folder.join("sysroot"))
             .env_remove("NOTIFY_SOCKET")
@@ -282,10 +362,8 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(0)
-            .spawn()?;
-        self.daemon = Some(child);
-        Ok(())
+            .process_group(0);
+        Ok(command)
     }
 
     /// The daemon's process, while it runs.
@@ -428,8 +506,17 @@ impl Machine {
         }
     }
 
+    /// Switches on a machine whose bootloader does not do what it was told: this slot boots.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn boot_default(&mut self, slot: char) -> io::Result<Boot> {
+        self.set_variables(&slot.to_string(), "")?;
+        self.power_cut()
+    }
+
     /// Orders of a boot that is over are nobody's.
-    fn forget_orders(&self) {
+    pub fn forget_orders(&self) {
         let mut words = [0_u8; 256];
         while self.orders.try_read(&mut words).is_ok() {}
     }
@@ -556,6 +643,12 @@ fn defaults(folder: &Path, slots: &[Slot; 2]) -> toml::Table {
         set(&mut config, key, value);
     }
     config
+}
+
+/// Number of the device that the file system of `path` lies on, as `/proc` shows it.
+fn device_number(path: &Path) -> io::Result<String> {
+    let number = path.metadata()?.dev();
+    Ok(format!("{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number)))
 }
 
 /// A file with this text and mode, whatever the umask.

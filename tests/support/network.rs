@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 const INSIDE: &str = "TWINBOOT_TEST_INSIDE";
 
 /// Ends a copy that hangs, with everything it started.
-const LIMIT_S: &str = "300";
+const LIMIT_S: &str = "600";
 
 /// The test whose network this process is in, if it is in one.
 pub fn inside() -> Option<OsString> {

@@ -426,6 +426,16 @@ impl World {
     }
 }
 
+/// Plays stories that have nothing to do with each other at the same time: devices mostly wait.
+pub async fn side_by_side(
+    stories: impl IntoIterator<Item = impl Future<Output = ()> + Send + 'static>,
+) {
+    let mut running: tokio::task::JoinSet<()> = stories.into_iter().collect();
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+}
+
 /// The phase of the update in our own section.
 pub fn phase(reported: &Value) -> &str {
     reported["twinboot"]["update"]["phase"].as_str().unwrap_or_default()

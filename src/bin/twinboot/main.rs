@@ -22,7 +22,8 @@ const NO_DAEMON: u8 = 3;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done; `install`: the update is confirmed (--detach: has begun)
+  0    done; `install`: the update is confirmed, or the machine restarts to try it
+       (with --detach: it has begun)
   1    twinbootd refused, or the update failed; `config check`: the file is wrong
   2    something on the command line is wrong, and nothing was begun
   3    twinbootd is not there, keeps this user out, or went away

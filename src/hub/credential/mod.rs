@@ -126,6 +126,12 @@ impl Source {
         }
     }
 
+    /// The file that is read, to name it to people.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Reads and checks the credential. Blocks for the time of reading two small files.
     ///
     /// # Errors

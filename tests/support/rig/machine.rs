@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use twinboot::request::Answer;
-use twinboot::update::{Digest, FailureKind, OutcomeKind, Saved, Slot, State};
+use twinboot::update::{Digest, FailureKind, OutcomeKind, Run, Saved, Slot, State};
 
 use super::boot_script::{Variables, index};
 use super::{Act, CHUNKS, Cut, Fault, Scenario, When};
@@ -188,6 +188,15 @@ impl Machine {
     }
 }
 
+/// The slot that runs if `run` ended like that.
+fn slot_told(run: &Run, kind: &OutcomeKind) -> Slot {
+    match kind {
+        OutcomeKind::Succeeded => run.target(),
+        OutcomeKind::Failed(cause) if cause.kind == FailureKind::Stuck => run.target(),
+        OutcomeKind::UpToDate | OutcomeKind::Failed(_) | OutcomeKind::RolledBack(_) => run.from,
+    }
+}
+
 // What must be true --------------------------------------------------------------------------------
 
 impl Machine {
@@ -202,11 +211,7 @@ impl Machine {
             return;
         }
         known.push(last.kind.clone());
-        let told = match &last.kind {
-            OutcomeKind::Succeeded => run.target(),
-            OutcomeKind::Failed(cause) if cause.kind == FailureKind::Stuck => run.target(),
-            OutcomeKind::UpToDate | OutcomeKind::Failed(_) | OutcomeKind::RolledBack(_) => run.from,
-        };
+        let told = slot_told(run, &last.kind);
         if told != self.running {
             let what = format!("{:?} is saved while slot {} runs", last.kind, self.running);
             self.wrong(Wrong::Untruth, what);
@@ -219,6 +224,9 @@ impl Machine {
 
     /// What is true of every device that came to rest, however it got there.
     pub fn judge(&mut self) {
+        if !self.wrongs.is_empty() {
+            return;
+        }
         let fault = self.scenario.fault;
         let forgets = matches!(fault, Fault::StateLost | Fault::StateReverts);
         if !forgets {
@@ -261,8 +269,9 @@ impl Machine {
         let (vouched, sent_back) = (asked(Act::Confirm), asked(Act::RollBack));
         let is_one = |kinds: &[OutcomeKind]| match kinds {
             [_] => true,
-            // Nobody can tell the bootloader to forget the slot, so it is met again and again.
-            [_, OutcomeKind::RolledBack(_)] if read_only => true,
+            // Nobody can tell the bootloader to forget a slot, so it comes up again and again. Each
+            // outcome was true when it was saved.
+            [_, ..] if read_only => true,
             // The bootloader went back at last, or was told to once more, and did not.
             [first, OutcomeKind::RolledBack(_)] => is_stuck(first),
             [first, second] if is_stuck(second) => is_stuck(first) && sent_back,
@@ -294,16 +303,8 @@ impl Machine {
         if saved.state != State::Idle {
             self.wrong(Wrong::Unrest, format!("at rest in {:?}", saved.state));
         }
-        let told = saved.last.as_ref().and_then(|last| {
-            let run = last.run.as_ref()?;
-            Some(match &last.kind {
-                OutcomeKind::Succeeded => run.target(),
-                OutcomeKind::Failed(cause) if cause.kind == FailureKind::Stuck => run.target(),
-                OutcomeKind::UpToDate | OutcomeKind::Failed(_) | OutcomeKind::RolledBack(_) => {
-                    run.from
-                }
-            })
-        });
+        let told =
+            saved.last.as_ref().and_then(|last| Some(slot_told(last.run.as_ref()?, &last.kind)));
         let told = told.or(saved.home).unwrap_or(self.running);
         if self.running != told {
             let what = format!("tells of slot {told}, but {} runs: {saved:?}", self.running);

@@ -81,12 +81,14 @@ pub enum Fault {
     StateLost,
     /// Every cut of the power brings back the state before the last save.
     StateReverts,
-    /// No state can be saved for more than a minute, again and again.
+    /// No state can be saved for most of the time that a trial has, again and again.
     StateFolderFull,
+    /// The system in slot B cannot save any state.
+    StateReadOnlyInNewSlot,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::None,
         Fault::SickSlot,
         Fault::SickAfterConfirm,
@@ -100,6 +102,7 @@ impl Fault {
         Fault::StateLost,
         Fault::StateReverts,
         Fault::StateFolderFull,
+        Fault::StateReadOnlyInNewSlot,
     ];
 }
 

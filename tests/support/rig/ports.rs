@@ -18,16 +18,15 @@ use twinboot::update::{
 
 use super::boot_script::index;
 use super::machine::{End, Gone, Machine, Wrong, digest_of, image, version_in};
-use super::{CHUNKS, Fault, Script, TORN};
+use super::{CHUNKS, Fault, LIMITS, Script, TORN};
 
 /// The chunk after which a download notes a checkpoint.
 const CHECKPOINT: usize = 3;
 /// Signs of life without any operation between them, after which a device is at rest: longer than
 /// a trial, a retry or a restart may take.
 const SILENCE: usize = 16;
-/// How a folder gets full again and again; shorter than the silence of a device at rest.
+/// How often a folder gets full; shorter than the silence of a device at rest.
 const FULL_EVERY_S: u64 = 160;
-const FULL_FOR_S: u64 = 70;
 
 /// One life of the agent: whatever it leaves behind cannot touch the next.
 #[derive(Clone)]
@@ -129,8 +128,12 @@ impl StateStore for Life {
             path: PathBuf::from("state.json"),
             source: std::io::Error::other("no room"),
         };
-        let full = self.machine().scenario.fault == Fault::StateFolderFull;
-        if full && self.since_boot().as_secs() % FULL_EVERY_S < FULL_FOR_S {
+        let fault = self.machine().scenario.fault;
+        let running = self.machine().running;
+        let full = self.since_boot().as_secs() % FULL_EVERY_S < LIMITS.trial_s - 15;
+        if fault == Fault::StateFolderFull && full
+            || fault == Fault::StateReadOnlyInNewSlot && running == Slot::B
+        {
             return Err(failed());
         }
         let what = || {
