@@ -223,7 +223,7 @@ async fn a_twin_that_is_nearly_full_still_tells_everything() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_twin_does_not_stop_the_device() {
     // Room for the least report, and for none at all.
-    for (bytes, is_told) in [(1000, true), (1015, false)] {
+    for (bytes, is_told) in [(1000, true), (1020, false)] {
         let mut world = World::new().await;
         world.machine.set("health.hub", true);
         fill_twin(world.hub(), ballast(32, bytes)).await;
