@@ -95,11 +95,11 @@ impl View {
     /// A line as it is.
     pub fn line(&self, text: &str) {
         // Fails only if nobody reads any more; the update goes on, and the exit code tells.
-        let write = || drop(writeln!(io::stdout(), "{text}"));
-        match &self.bars {
-            Some(bars) => bars.all.suspend(write),
-            None => write(),
-        }
+        // Not `suspend`, which panics where the terminal has gone.
+        let _ = match &self.bars {
+            Some(bars) => bars.all.println(text),
+            None => writeln!(io::stdout(), "{text}"),
+        };
     }
 
     /// The device reported; shows what is new in its twin.
