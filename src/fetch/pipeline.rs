@@ -22,7 +22,7 @@ use crate::update::{
 };
 
 /// Bytes that travel from thread to thread at once.
-pub(super) const BLOCK_BYTES: usize = 64 * 1024;
+pub(super) const BLOCK_BYTES: usize = 32 * 1024;
 /// Blocks that may wait between two threads.
 const BLOCKS_WAITING: usize = 2;
 
