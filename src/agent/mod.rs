@@ -466,17 +466,16 @@ impl Agent {
         }
     }
 
-    /// A trial that cannot even be noted down ends in time too: the try was for one boot, so a
-    /// restart leads back.
+    /// A slot that cannot even note down that it is on trial, or was given up, is left in time too:
+    /// the bootloader takes the good one next.
     fn unsaved_trial_is_over(&self) -> bool {
         let facts = self.facts();
-        !self.unsaved.is_empty()
-            && self.restarting.is_none()
-            && facts.since_boot_s >= self.started_s.saturating_add(facts.limits.trial_s)
-            && matches!(
-                step(self.saved.clone(), Event::Started, &facts).0.state,
-                State::Trial { .. }
-            )
+        let over = facts.since_boot_s >= self.started_s.saturating_add(facts.limits.trial_s);
+        if self.unsaved.is_empty() || self.restarting.is_some() || !over {
+            return false;
+        }
+        let (started, _) = step(self.saved.clone(), Event::Started, &facts);
+        matches!(started.state, State::Trial { .. } | State::RollingBack { .. })
     }
 
     /// Waits for a blocking call of known length without looking dead to the supervisor.
