@@ -583,7 +583,8 @@ impl Default for Restart {
 pub struct State {
     /// Folder on a partition that survives updates.
     pub directory: PathBuf,
-    /// Start even if that folder lies on a slot. For trials only: an update would lose it.
+    /// Start even if that folder lies on a slot or in memory. For trials only: an update would lose
+    /// it.
     pub allow_on_slot: bool,
 }
 
