@@ -237,7 +237,7 @@ async fn a_trial_whose_daemon_is_dead_is_ended_by_the_timer() {
     let mut world = World::new().await;
     let id = in_trial(&mut world).await;
     let end = |world: &World| world.machine.guard().unwrap().code();
-    assert_eq!(end(&world), Some(0), "the daemon lives, and it is its trial");
+    assert_eq!(end(&world), Some(75), "the daemon lives, and it is its trial");
     world.machine.kill9();
     assert_eq!(end(&world), Some(75), "the trial still has time");
     world.machine.set("update.trial_limit_s", 5);
@@ -354,12 +354,18 @@ async fn a_full_state_partition_is_told_and_outlived() {
     world.half_is_proven().await;
     fill(&filler);
     world.images.release();
-    let told = |world: &World| world.log().contains("the state cannot be saved");
-    world.eventually("it is told", told).await;
+    let notices = |twin: &Value| twin["twinboot"]["notices"].to_string();
+    let twin = world.until("it is told", |twin| notices(twin).contains("make room")).await;
+    assert!(notices(&twin).contains("cannot save the state"), "{twin}");
+    let (status, answer) = world.call("getFirmwareStatus", json!(null)).await.unwrap();
+    assert!(status == 200 && answer["notices"].to_string().contains("make room"), "{answer}");
+    let (status, answer) = world.call("cancelFirmwareUpdate", json!(null)).await.unwrap();
+    assert_eq!((status, &answer["error"]), (500, &json!("stateNotSaved")), "{answer}");
     world.assert_bootable();
     std::fs::remove_file(&filler).unwrap();
     let twin = world.over(&id).await;
     assert_eq!(twin["twinboot"]["lastUpdate"]["result"], "succeeded");
+    assert_eq!(notices(&twin), "null", "it is over");
     world.assert_runs('B', "2.0.0");
     // Before the mount goes.
     world.machine.kill9();

@@ -33,7 +33,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// # Errors
 /// The daemon went away.
 pub fn status(client: &mut Client, json: bool) -> Result<(), Problem> {
-    at_interrupt(|| std::process::exit(0))?;
+    at_interrupt(|| leave(0))?;
     let in_place = !json && stdout().is_terminal();
     let mut before = Value::Null;
     loop {
@@ -85,7 +85,7 @@ pub fn install(socket: &Path, ask: &Ask, detach: bool, json: bool) -> Result<(),
             "twinboot: interrupted; the update goes on: `twinboot status --watch` shows it, \
              `twinboot cancel` takes it back"
         );
-        std::process::exit(INTERRUPTED);
+        leave(INTERRUPTED);
     })?;
     let reply = client.ask(ask)?;
     if json {
@@ -166,6 +166,12 @@ fn outcome(display: &Display, status: &Value, id: &str) -> Result<(), Problem> {
         _ => format!("the update failed, and slot {slot} runs on: {why}"),
     };
     Err(Problem::Update(sentence))
+}
+
+/// Ends the program from the thread that waits for Ctrl-C.
+#[allow(clippy::disallowed_methods, reason = "no destructor of this program matters")]
+fn leave(code: i32) -> ! {
+    std::process::exit(code)
 }
 
 /// Has `end` called at Ctrl-C, in a thread of its own.
