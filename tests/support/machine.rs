@@ -326,6 +326,7 @@ impl Machine {
     /// # Errors
     /// It could not be started.
     pub fn guard(&self) -> io::Result<ExitStatus> {
+        self.write_config()?;
         // Where the configuration is lost the guard finds the usual programs, which are ours here.
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.folder.join("bin").display());
         self.command()?.arg("--end-unconfirmed-trial").env("PATH", path).status()
