@@ -1,8 +1,8 @@
 //! Keeps the saved state across power cuts.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,6 @@ use crate::update::{Digest, SCHEMA, Saved};
 
 /// The file with the state.
 const FILE: &str = "state.json";
-/// The file whose lock says that a daemon works in this folder.
-const LOCK_FILE: &str = "lock";
 /// Files that could not be understood which are kept for people to look at.
 const KEPT_BAD_FILES: usize = 3;
 /// A state is a few kilobytes; more than this is none.
@@ -108,18 +106,12 @@ impl FileStore {
     ///
     /// # Errors
     /// [`StoreError::InUse`] if another daemon works with it; otherwise the folder cannot be made
-    /// or written to.
+    /// or read. One on a read-only file system is opened: each save will tell.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let in_folder = |source| StoreError::Write { path: folder.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(in_folder)?;
-        let path = folder.join(LOCK_FILE);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| StoreError::Write { path, source })?;
+        // The folder itself carries the lock: that works on a read-only file system, too.
+        let lock = File::open(folder).map_err(in_folder)?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => StoreError::InUse { folder: folder.to_owned() },
             TryLockError::Error(source) => in_folder(source),
@@ -128,6 +120,8 @@ impl FileStore {
         match fs::remove_file(&left_behind) {
             Ok(()) => debug!(file = %left_behind.display(), "removed what a cut save left behind"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // The daemon starts all the same, and tells at each save that it cannot.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
             Err(source) => return Err(StoreError::Write { path: left_behind, source }),
         }
         Ok(FileStore { folder: folder.to_owned(), _lock: lock })
@@ -206,7 +200,7 @@ pub struct Glimpse {
 /// Looks into `folder` without making, locking out or changing anything; it need not exist.
 #[must_use]
 pub fn glimpse(folder: &Path) -> Glimpse {
-    let in_use = File::open(folder.join(LOCK_FILE))
+    let in_use = File::open(folder)
         .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
     let saved = read(&folder.join(FILE)).ok().and_then(|bytes| understand(&bytes).ok());
     Glimpse { in_use, saved }

@@ -81,7 +81,7 @@ fn what_is_saved_is_loaded_by_the_next_daemon() {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&folder.join("state.json")), 0o600);
     assert_eq!(mode(&folder), 0o700);
-    assert_eq!(names(&folder), ["lock", "state.json"]);
+    assert_eq!(names(&folder), ["state.json"]);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn what_cannot_be_understood_is_set_aside_and_told_of() {
         assert_eq!(fs::read_to_string(path).unwrap(), content);
         assert_eq!(store.load().unwrap(), Loaded::default(), "it is told of once");
     }
-    let kept = ["lock", "state.json.bad-5", "state.json.bad-6", "state.json.bad-7"];
+    let kept = ["state.json.bad-5", "state.json.bad-6", "state.json.bad-7"];
     assert_eq!(names(folder.path()), kept);
     store.save(&saved("after")).unwrap();
     assert_eq!(store.load().unwrap().saved, Some(saved("after")));
@@ -188,7 +188,7 @@ fn a_full_disk_keeps_the_earlier_state() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
-    assert_eq!(names(folder.path()), ["lock", "state.json"]);
+    assert_eq!(names(folder.path()), ["state.json"]);
     let mut store = FileStore::open(folder.path()).unwrap();
     assert_eq!(store.load().unwrap(), Loaded { saved: Some(saved("good")), set_aside: None });
 }
@@ -200,7 +200,7 @@ fn on_the_full_disk() {
     let mut store = FileStore::open(Path::new(&folder)).unwrap();
     let error = store.save(&saved(&"long ".repeat(20_000))).unwrap_err();
     assert!(matches!(error, StoreError::Write { .. }), "{error:?}");
-    assert_eq!(names(Path::new(&folder)), ["lock", "state.json"], "no temporary file stays");
+    assert_eq!(names(Path::new(&folder)), ["state.json"], "no temporary file stays");
     assert_eq!(store.load().unwrap().saved, Some(saved("good")));
     // There is still room for what fits.
     store.save(&saved("good")).unwrap();

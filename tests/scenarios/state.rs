@@ -74,19 +74,21 @@ async fn a_state_file_of_no_use_is_set_aside_and_told_each_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_folder_that_cannot_be_written_is_told_at_the_start() {
+async fn a_state_folder_that_cannot_be_written_is_told_until_it_can() {
     let mut world = World::new().await;
-    let systemd = Systemd::listen(&mut world.machine);
     let state = world.folder().join("state");
     let mounted = Mounted::new(Path::new("tmpfs"), "tmpfs", &state, MsFlags::MS_RDONLY);
     world.machine.boot().unwrap();
-    assert!(!world.ended().await.success());
-    let log = world.log();
-    assert!(log.contains(&state.display().to_string()) && log.contains("Read-only"), "{log}");
-    assert_eq!(systemd.times("READY=1"), 0);
-    drop(mounted);
-    world.machine.start_daemon().unwrap();
+    let notices = |twin: &Value| twin["twinboot"]["notices"].to_string();
+    world.until("it is told", |twin| notices(twin).contains("Read-only")).await;
+    let payload = json!({ "fwPackageUri": world.url("2.0.0.img") });
+    let (status, answer) = world.call("firmwareUpdate", payload).await.unwrap();
+    assert_eq!((status, &answer["error"]), (500, &json!("stateNotSaved")), "{answer}");
+
+    mount(None::<&str>, &mounted.0, None::<&str>, MsFlags::MS_REMOUNT, None::<&str>).unwrap();
     world.up().await;
+    world.until("it is over", |twin| notices(twin) == "null").await;
+    world.machine.kill9();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
