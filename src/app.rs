@@ -52,7 +52,7 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         &config.hub,
         std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).as_deref(),
     );
-    let places = check_places(&config, credential.file(), &sysroot)?;
+    let notices = check_files(&config, credential.file(), &sysroot)?;
     let store = FileStore::open(&config.state.directory)?;
     let clock = Arc::new(SystemClock::new(sysroot.clone()));
     let systemd = Arc::new(Systemd::default());
@@ -66,7 +66,7 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
     let server = control::Server::open(&config.control, config.fetch.allow_http)?;
 
     let installer = install::installer(&config.install, &config.slots);
-    let fetcher = Fetcher::new(&config, installer, USER_AGENT)?;
+    let fetcher = Fetcher::new(&config, installer, USER_AGENT);
     let ports = Ports {
         boot: boot::open(&config.boot, &config.slots, &sysroot),
         store: Box::new(store),
@@ -82,7 +82,7 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         settings(&config),
         inputs,
         read_desired(&config),
-        identity(&config, &sysroot, clock.as_ref(), places)?,
+        identity(&config, &sysroot, clock.as_ref(), notices)?,
     )
     .await?;
     if let Some(newest) = agent.saved().newest_time {
@@ -131,8 +131,8 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
 }
 
 /// Refuses a state folder that an update or a restart would lose. Returns what the operator should
-/// know about the place of other files.
-fn check_places(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result<Vec<String>> {
+/// know about other files: a place where an update would lose them, a content of no use.
+fn check_files(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result<Vec<String>> {
     let mut notices = Vec::new();
     match state_would_be_lost(&config.state.directory, &config.slots, sysroot) {
         Some(problem) if config.state.allow_on_slot => notices.push(problem),
@@ -152,6 +152,10 @@ fn check_places(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result
                 file.display()
             ));
         }
+    }
+    // The device must stay on the hub to be mended from there.
+    if let Err(error) = Fetcher::check(&config.fetch) {
+        notices.push(format!("no image can be fetched: {}", chain(&error)));
     }
     for notice in &notices {
         warn!("{notice}");

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
 use crate::store::{self, Glimpse};
-use crate::update::{BootId, Run, Saved, Slot, State};
+use crate::update::{BootId, Saved, Slot, State};
 
 /// Restarts for one trial before the guard gives up: a bootloader that does not obey must not make
 /// an endless loop of it.
@@ -99,9 +99,10 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
         next = facts.next.map_or("unknown", Slot::name),
         "the trial was not confirmed and twinbootd does not end it: going back"
     );
-    let tried = facts.running.or_else(|| run.map(Run::target));
-    if let Some(slot) = tried
-        && let Err(error) = bootloader.cancel_try(slot)
+    // Only the state tells for sure which slot was tried: boot scripts that count boots can name the
+    // other slot as the next one also while the only good slot runs.
+    if let Some(run) = run
+        && let Err(error) = bootloader.cancel_try(run.target())
     {
         // The try was for one boot only, so the restart is right all the same.
         warn!(error = %chain(&error), "the bootloader could not be told");
@@ -185,7 +186,7 @@ fn may_restart(count: &Path, trial: &str, boot: Option<&BootId>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::{Failure, FailureKind, Origin, RunId, Source, Times};
+    use crate::update::{Failure, FailureKind, Origin, Run, RunId, Source, Times};
 
     const LIMIT: u64 = 600;
 

@@ -175,8 +175,15 @@ impl StateStore for FileStore {
             }
             Err(error) => format!("it cannot be read: {error}"),
         };
-        let aside = self.set_aside()?;
-        Ok(Loaded { saved: None, set_aside: Some((aside, problem)) })
+        let set_aside = match self.set_aside() {
+            Ok(aside) => (aside, problem),
+            // A medium at its end is damaged and read-only at once.
+            Err(error) => (
+                self.file(),
+                format!("{problem}; it stays where it is: {}", crate::logging::chain(&error)),
+            ),
+        };
+        Ok(Loaded { saved: None, set_aside: Some(set_aside) })
     }
 
     fn save(&mut self, saved: &Saved) -> Result<(), StoreError> {

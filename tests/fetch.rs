@@ -126,7 +126,7 @@ impl Rig {
     ) -> Outcome {
         let config = self.config(settings);
         let installer = counted(installer(&config.install, &config.slots), &self.written);
-        let fetcher = Fetcher::new(&config, installer, "test/1").unwrap();
+        let fetcher = Fetcher::new(&config, installer, "test/1");
         let (events, mut told) = mpsc::channel(64);
         let (progress, seen) = watch::channel(Progress::default());
         let cancel = CancellationToken::new();
@@ -167,8 +167,7 @@ impl Rig {
 
     async fn verify(&self, written: Written) -> Result<(), Failure> {
         let config = self.config(["", "", ""]);
-        let fetcher =
-            Fetcher::new(&config, installer(&config.install, &config.slots), "test/1").unwrap();
+        let fetcher = Fetcher::new(&config, installer(&config.install, &config.slots), "test/1");
         let (events, _told) = mpsc::channel(64);
         let progress = watch::channel(Progress::default()).0;
         let cancel = CancellationToken::new();
@@ -954,8 +953,7 @@ async fn shows_its_own_certificate_and_keeps_its_key() {
     assert_eq!(with.result.unwrap().image_digest, digest(&image));
     let config = rig.config([&identity, "", ""]);
     let refuse = |complaint: &str| {
-        let installer = installer(&config.install, &config.slots);
-        let error = Fetcher::new(&config, installer, "test/1").err().unwrap().to_string();
+        let error = Fetcher::check(&config.fetch).unwrap_err().to_string();
         assert!(error.contains(complaint), "{error}");
     };
     set_mode(key, 0o640);

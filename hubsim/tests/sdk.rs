@@ -125,7 +125,7 @@ fn in_own_network(name: &str, check: impl FnOnce()) {
     command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
     let output = command.env(INSIDE, "1").stdin(Stdio::null()).output().expect("timeout runs");
     assert!(
-        output.status.success(),
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
         "{command:?}: {}{}\n--- stdout\n{}\n--- stderr\n{}",
         output.status,
         if output.status.signal() == Some(9) { ", the time was over" } else { "" },

@@ -183,7 +183,7 @@ impl Agent {
         device.running = facts.running;
         if let Some((path, problem)) = set_aside {
             let notice = format!(
-                "the saved state could not be understood ({problem}); it was moved to {} and the \
+                "the saved state could not be understood ({problem}); it lies at {} now, and the \
                  agent began anew",
                 path.display()
             );
@@ -275,6 +275,7 @@ impl Agent {
             Input::Request(request) => self.answer(request).await?,
             Input::Event(event) => {
                 if let Event::RestartFailed(failure) = &event {
+                    self.restarting = None;
                     self.trouble(Trouble::Restarting, Some(failure.detail.clone()));
                 }
                 self.handle(event, None).await?;
@@ -286,23 +287,14 @@ impl Agent {
                 let event = Event::Desired { id: run_id(), wanted, rewritten };
                 self.handle(event, None).await?;
             }
-            Input::RetrySave => {
-                self.retry_save = None;
-                let events = std::mem::take(&mut self.unsaved);
-                for event in events {
-                    self.handle(event, None).await?;
-                }
-                if self.unsaved_trial_is_over() {
-                    let _ = self.carry_out(Order::Restart, &mut None).await?;
-                }
-            }
-            Input::RetryConfirm => {
+            Input::RetrySave => self.retry_save().await?,
+            Input::RetryConfirm if self.may_confirm() => {
                 self.retry_confirm = None;
-                if self.may_confirm() {
-                    let event = self.confirm().await?;
-                    self.handle(event, None).await?;
-                }
+                let event = self.confirm().await?;
+                self.handle(event, None).await?;
             }
+            // Later, when what was ordered since has come to its end.
+            Input::RetryConfirm => self.retry_confirm = Some(Instant::now() + RETRY),
             Input::Progress => self.progressed(),
         }
         Ok(())
@@ -327,7 +319,7 @@ impl Agent {
             if next != self.saved
                 && let Err(error) = self.save(next, &event).await?
             {
-                self.cannot_save(&error, event, reply.take());
+                self.cannot_save(&error, event, &mut reply).await?;
                 continue;
             }
             for order in orders {
@@ -397,21 +389,59 @@ impl Agent {
     }
 
     /// A request is refused, a checkpoint is dropped, everything else waits.
-    fn cannot_save(
+    async fn cannot_save(
         &mut self,
         error: &StoreError,
         event: Event,
-        reply: Option<oneshot::Sender<Answer>>,
-    ) {
-        let message = format!("{}; make room on its partition", chain(error));
-        self.trouble(Trouble::Saving, Some(message.clone()));
-        if let Some(reply) = reply {
-            let _ = reply.send(Answer::refused(500, "stateNotSaved", message));
-        } else if !matches!(event, Event::Checkpointed(_)) {
-            self.unsaved.push_back(event);
+        reply: &mut Option<oneshot::Sender<Answer>>,
+    ) -> Result<(), AgentError> {
+        self.retry_save = Some(Instant::now() + RETRY);
+        let advice = "make room on its partition and see that it is writable; a restart may help";
+        self.trouble(Trouble::Saving, Some(format!("{}; {advice}", chain(error))));
+        match event {
+            Event::RestartRequested => self.restart_unsaved(reply).await?,
+            Event::Checkpointed(_) => {}
+            event => match reply.take() {
+                Some(reply) => {
+                    let _ = reply.send(self.not_saved());
+                }
+                None => self.unsaved.push_back(event),
+            },
+        }
+        Ok(())
+    }
+
+    fn not_saved(&self) -> Answer {
+        let problem = self.troubles.get(&Trouble::Saving).cloned().unwrap_or_default();
+        Answer::refused(500, "stateNotSaved", problem)
+    }
+
+    /// A restart without a saved state is like a power cut, which is survived at any moment; it may
+    /// be the way out.
+    async fn restart_unsaved(
+        &mut self,
+        reply: &mut Option<oneshot::Sender<Answer>>,
+    ) -> Result<(), AgentError> {
+        for order in [Order::Answer(Verdict::Restarting), Order::Restart] {
+            let _ = self.carry_out(order, reply).await?;
+        }
+        Ok(())
+    }
+
+    /// What waited is tried again; if nothing waits, whether there is room again.
+    async fn retry_save(&mut self) -> Result<(), AgentError> {
+        self.retry_save = None;
+        let events = std::mem::take(&mut self.unsaved);
+        if events.is_empty() && self.save(self.saved.clone(), &Event::Started).await?.is_err() {
             self.retry_save = Some(Instant::now() + RETRY);
         }
-        self.supervisor.status(&self.sentence());
+        for event in events {
+            self.handle(event, None).await?;
+        }
+        if self.unsaved_trial_is_over() {
+            let _ = self.carry_out(Order::Restart, &mut None).await?;
+        }
+        Ok(())
     }
 
     async fn answer(&mut self, request: Request) -> Result<(), AgentError> {
@@ -426,22 +456,17 @@ impl Agent {
             Command::RollBack(origin) => Event::RollBackRequested { id: run_id(), origin },
             Command::Reboot => Event::RestartRequested,
         };
-        if let Some(problem) = self.troubles.get(&Trouble::Saving)
-            && !self.unsaved.is_empty()
-        {
+        let mut reply = Some(request.reply);
+        if !self.unsaved.is_empty() {
             if event == Event::RestartRequested {
-                // Like a power cut, which is survived at any moment; it may be the way out.
-                let mut reply = Some(request.reply);
-                for order in [Order::Answer(Verdict::Restarting), Order::Restart] {
-                    let _ = self.carry_out(order, &mut reply).await?;
-                }
-            } else {
-                let refusal = Answer::refused(500, "stateNotSaved", problem.clone());
-                let _ = request.reply.send(refusal);
+                return self.restart_unsaved(&mut reply).await;
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(self.not_saved());
             }
             return Ok(());
         }
-        self.handle(event, Some(request.reply)).await
+        self.handle(event, reply).await
     }
 
     fn facts(&self) -> Facts {

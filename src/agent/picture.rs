@@ -46,7 +46,8 @@ impl Agent {
     /// The device with the troubles it has now.
     fn device(&self) -> Device {
         let mut device = self.device.clone();
-        device.notices.extend(self.troubles.values().cloned());
+        // First what is wrong now: the number of notices in a report has a limit.
+        device.notices.splice(..0, self.troubles.values().cloned());
         device
     }
 

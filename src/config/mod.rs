@@ -96,14 +96,18 @@ impl Config {
     pub fn salvage(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let sections: toml::Table = text.parse().unwrap_or_default();
-        Config {
+        let mut salvaged = Config {
             update: section(&sections, "update"),
             slots: section(&sections, "slots"),
             boot: section(&sections, "boot"),
             restart: section(&sections, "restart"),
             state: section(&sections, "state"),
             ..Config::default()
+        };
+        if salvaged.restart.command.is_empty() {
+            salvaged.restart = Restart::default();
         }
+        salvaged
     }
 
     /// The rules that tie several keys together.

@@ -58,18 +58,11 @@ struct Shared {
 }
 
 impl Fetcher {
-    /// A fetcher with these settings. The certificates are read to see that they are good, and
-    /// read again for each image, so that renewed ones are taken without a restart.
-    ///
-    /// # Errors
-    /// A setting names a file that is of no use.
-    pub fn new(
-        config: &config::Config,
-        installer: SharedInstaller,
-        user_agent: &str,
-    ) -> Result<Self, FetchError> {
-        client::check(&config.fetch)?;
-        Ok(Fetcher {
+    /// A fetcher with these settings. Certificates are read for each image, so that renewed ones
+    /// are taken without a restart; [`Fetcher::check`] tells beforehand whether they are good.
+    #[must_use]
+    pub fn new(config: &config::Config, installer: SharedInstaller, user_agent: &str) -> Self {
+        Fetcher {
             shared: Arc::new(Shared {
                 settings: config.fetch.clone(),
                 checkpoint_bytes: config.install.checkpoint_mib.get() * MEBIBYTE,
@@ -77,7 +70,15 @@ impl Fetcher {
                 user_agent: user_agent.to_owned(),
                 installer,
             }),
-        })
+        }
+    }
+
+    /// Reads the certificates that the settings name.
+    ///
+    /// # Errors
+    /// One is missing or of no use: no image can be fetched until that is mended.
+    pub fn check(settings: &config::Fetch) -> Result<(), FetchError> {
+        client::check(settings)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::world::images::Fault;
-use crate::world::machine::{LIMIT, LOOK};
+use crate::world::machine::LIMIT;
 use crate::world::{World, is_over, side_by_side};
 
 /// Time in which a daemon must be gone after SIGTERM, whatever it is doing.
@@ -233,23 +233,6 @@ async fn in_trial(world: &mut World) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trial_whose_daemon_is_dead_is_ended_by_the_timer() {
-    let mut world = World::new().await;
-    let id = in_trial(&mut world).await;
-    let end = |world: &World| world.machine.guard().unwrap().code();
-    assert_eq!(end(&world), Some(75), "the daemon lives, and it is its trial");
-    world.machine.kill9();
-    assert_eq!(end(&world), Some(75), "the trial still has time");
-    world.machine.set("update.trial_limit_s", 5);
-    world.eventually("its time is over", |world| end(world) == Some(0)).await;
-    world.machine.restart_order(LIMIT).await.unwrap();
-    assert_eq!(world.machine.restart().await.unwrap().slot, 'A');
-    let twin = world.over(&id).await;
-    assert_lost(&world, &twin, "rolledBack", "fellBack");
-    assert_eq!(end(&world), Some(0), "nothing is left to end");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_whose_clock_is_not_set_says_so_and_goes_on_when_it_is() {
     use twinboot::store::{FileStore, StateStore};
     use twinboot::update::WallTime;
@@ -381,25 +364,6 @@ fn fill(path: &std::path::Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_file_that_makes_no_sense_is_set_aside_and_told() {
-    let mut world = World::started().await;
-    world.machine.sigterm(STOP_LIMIT).await.unwrap();
-    let state = world.folder().join("state/state.json");
-    std::fs::write(&state, "{ half a file").unwrap();
-    world.machine.start_daemon().unwrap();
-    let told =
-        |twin: &Value| twin["twinboot"]["notices"].to_string().contains("could not be understood");
-    world.until("it is told", told).await;
-    world.up().await;
-    assert!(std::fs::metadata(&state).unwrap().len() > 0);
-    let kept = std::fs::read_to_string(world.folder().join("state/state.json.bad-1")).unwrap();
-    assert_eq!(kept, "{ half a file");
-    let id = world.update("2.0.0.img").await;
-    world.over(&id).await;
-    world.assert_runs('B', "2.0.0");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trial_whose_state_file_is_lost_is_not_confirmed_blindly() {
     let mut world = World::started().await;
     world.update("2.0.0.img").await;
@@ -433,31 +397,4 @@ async fn a_second_daemon_keeps_its_hands_off() {
     assert!(text.contains("another twinbootd"), "{text}");
     let (status, _) = world.call("getFirmwareStatus", Value::Null).await.unwrap();
     assert_eq!(status, 200, "the first one lives");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn state_on_a_slot_is_refused() {
-    let mut world = World::new().await;
-    // As on a device whose only partition for data is the root of slot A.
-    let state = world.folder().join("mounted");
-    std::fs::create_dir(&state).unwrap();
-    let device = world.machine.slot('A').device.clone();
-    let flags = nix::mount::MsFlags::empty();
-    nix::mount::mount(Some(&device), &state, Some("ext4"), flags, None::<&str>)
-        .expect("this test mounts a file system: run it as root");
-    let _mounted = Tmpfs(state.clone());
-    world.machine.set("state.directory", state.join("lib").display().to_string());
-    world.machine.boot().unwrap();
-    let ended = async {
-        loop {
-            if let Some(status) = world.machine.ended().unwrap() {
-                return status;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let status = tokio::time::timeout(LIMIT, ended).await.unwrap();
-    assert!(!status.success());
-    let log = world.log();
-    assert!(log.contains("slot") && log.contains("state.directory"), "{log}");
 }

@@ -4,6 +4,9 @@
 //   node page.js https://HOST:PORT        (NODE_EXTRA_CA_CERTS names the hub's CA)
 'use strict';
 
+// Node 18 tries the first address alone, and the hub listens on 127.0.0.1.
+require('node:dns').setDefaultResultOrder('ipv4first');
+
 const hub = process.argv[2];
 
 class Element {

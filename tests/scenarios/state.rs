@@ -91,6 +91,35 @@ async fn a_state_folder_that_cannot_be_written_is_told_until_it_can() {
     world.machine.kill9();
 }
 
+/// As a medium is at its end. A restart may mend that, so it is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_state_on_a_read_only_medium_is_told_and_the_device_can_be_restarted() {
+    let mut world = World::started().await;
+    world.machine.sigterm(STOP_LIMIT).await.unwrap();
+    let state = world.folder().join("state");
+    let read_only = Mounted::new(&state, "none", &state, MsFlags::MS_BIND);
+    std::fs::write(state.join("state.json"), "{ half a file").unwrap();
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, &read_only.0, None::<&str>, flags, None::<&str>).unwrap();
+    world.start_daemon_again().await;
+    let told = |twin: &Value| twin["twinboot"]["notices"].to_string().contains("it stays where");
+    world.until("it is told", told).await;
+    let (status, answer) = world.call("reboot", json!(null)).await.unwrap();
+    assert_eq!((status, &answer["result"]), (200, &json!("restarting")), "{answer}");
+    world.machine.restart_order(LIMIT).await.unwrap();
+    world.machine.kill9();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_setting_of_the_downloads_is_told_and_the_device_stays_on_the_hub() {
+    let mut world = World::new().await;
+    world.machine.set("fetch.ca_file", "/nowhere/ca.pem");
+    world.machine.boot().unwrap();
+    world.up().await;
+    let told = |twin: &Value| twin["twinboot"]["notices"].to_string().contains("/nowhere/ca.pem");
+    world.until("it is told", told).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_folder_that_goes_away_refuses_updates_until_it_is_back() {
     let mut world = World::started().await;
