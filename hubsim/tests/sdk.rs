@@ -6,8 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,10 +19,9 @@ use openssl::x509::{X509, X509Name};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Set in the copy of this program that runs inside the network.
-const INSIDE: &str = "HUBSIM_SDK_TEST_INSIDE";
-/// No check takes a third of it on a slow machine; a hung one is ended with everything it started.
-const LIMIT_S: &str = "180";
+#[path = "../../tests/support/network.rs"]
+mod network;
+
 const HUB: &str = "sdk-test.azure-devices.net";
 const DEVICE: &str = "sdk-1";
 
@@ -32,7 +29,7 @@ macro_rules! checks {
     ($($name:ident: $check:expr;)*) => { $(
         #[test]
         fn $name() {
-            in_own_network(stringify!($name), || $check);
+            network::in_own_network(stringify!($name), HUB, || $check);
         }
     )* };
 }
@@ -107,44 +104,6 @@ fn installed(path: &str) -> PathBuf {
 
 fn python() -> PathBuf {
     installed("python/bin/python")
-}
-
-/// Runs the check in a copy of this program that has its own network, mounts and processes. The
-/// copy and all that it starts are gone when this returns.
-fn in_own_network(name: &str, check: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        make_network();
-        return check();
-    }
-    let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", LIMIT_S]);
-    command.args(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        command.arg("--map-root-user");
-    }
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
-    let output = command.env(INSIDE, "1").stdin(Stdio::null()).output().expect("timeout runs");
-    assert!(
-        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
-        "{command:?}: {}{}\n--- stdout\n{}\n--- stderr\n{}",
-        output.status,
-        if output.status.signal() == Some(9) { ", the time was over" } else { "" },
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-}
-
-/// Brings the loopback device up and lets the hub's name mean it.
-fn make_network() {
-    let hosts = tempfile::NamedTempFile::new().unwrap();
-    fs::write(hosts.path(), format!("127.0.0.1 localhost {HUB}\n")).unwrap();
-    for words in [
-        vec!["ip", "link", "set", "lo", "up"],
-        vec!["mount", "--bind", hosts.path().to_str().unwrap(), "/etc/hosts"],
-    ] {
-        let status = Command::new(words.first().unwrap()).args(words.iter().skip(1)).status();
-        assert!(status.as_ref().is_ok_and(|s| s.success()), "{words:?}: {status:?}");
-    }
 }
 
 /// The hub's program, running.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter};
@@ -230,9 +231,10 @@ pub fn restart(restarter: &Arc<dyn Restarter>, orders: Restart) -> Running {
             let mut session = orders.session.clone();
             let work = async {
                 acknowledged(&mut session, orders.generation, orders.report_limit).await;
+                let end = Instant::now() + orders.limit;
                 let detail = match restarter.restart(orders.argument).await {
                     Ok(()) => {
-                        tokio::time::sleep(orders.limit).await;
+                        tokio::time::sleep_until(end).await;
                         format!("the machine still runs {} s later", orders.limit.as_secs())
                     }
                     Err(problem) => problem,

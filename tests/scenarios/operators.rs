@@ -16,6 +16,14 @@ use crate::world::{DEVICE, World};
 /// The service SDKs reach the hub by its name, at 443.
 const HUB: &str = "operators.azure-devices.net";
 
+/// Runs `story` in a network where the hub's name means the loopback address.
+fn in_network(name: &str, story: impl Future<Output = ()>) {
+    in_own_network(name, HUB, || {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(2).enable_all().build().unwrap().block_on(story);
+    });
+}
+
 /// The two updates: image, and the slot that it ends in.
 const UPDATES: [(&str, char); 2] = [("2.0.0", 'B'), ("3.0.0", 'A')];
 
@@ -71,7 +79,7 @@ async fn operate(world: &mut World, command: &mut Command) -> Vec<String> {
 
 #[test]
 fn the_node_tutorial() {
-    in_own_network("operators::the_node_tutorial", HUB, async {
+    in_network("operators::the_node_tutorial", async {
         let mut world = world().await;
         for (version, slot) in UPDATES {
             world.slow(&format!("{version}.img"), 1);
@@ -105,7 +113,7 @@ fn the_node_tutorial() {
 
 #[test]
 fn the_python_tutorial() {
-    in_own_network("operators::the_python_tutorial", HUB, async {
+    in_network("operators::the_python_tutorial", async {
         let mut world = world().await;
         for (version, slot) in UPDATES {
             world.slow(&format!("{version}.img"), 1);

@@ -1,7 +1,8 @@
-//! A network of its own for a test: Microsoft's service SDKs fix the hub's port at 443.
+//! A network of its own for a test: Microsoft's SDKs fix the hub's ports at 8883 and 443.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
@@ -19,17 +20,15 @@ pub fn inside() -> Option<OsString> {
 /// Runs `check` in a copy of this test program that has its own network, mounts and processes;
 /// `host` means the loopback address there. `name` is the test that calls this, with its modules.
 /// The copy and all that it starts are gone when this returns.
-pub fn in_own_network(name: &str, host: &str, check: impl Future<Output = ()>) {
+pub fn in_own_network(name: &str, host: &str, check: impl FnOnce()) {
     if inside().is_some() {
         make_network(host);
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        return runtime.block_on(check);
+        return check();
     }
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", LIMIT_S]);
     command.args(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
-    if !nix::unistd::geteuid().is_root() {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         command.arg("--map-root-user");
     }
     command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
@@ -52,7 +51,7 @@ fn make_network(host: &str) {
         vec!["ip", "link", "set", "lo", "up"],
         vec!["mount", "--bind", hosts.path().to_str().unwrap(), "/etc/hosts"],
     ] {
-        let status = Command::new(words[0]).args(&words[1..]).status();
+        let status = Command::new(words.first().unwrap()).args(words.iter().skip(1)).status();
         assert!(status.as_ref().is_ok_and(|status| status.success()), "{words:?}: {status:?}");
     }
 }
