@@ -13,6 +13,8 @@
 mod count;
 #[path = "support/images.rs"]
 mod images;
+#[path = "support/proxy.rs"]
+mod proxy;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -897,6 +899,17 @@ async fn http_needs_the_setting_and_a_digest_of_the_request() {
         assert_eq!(failure.as_ref().map(|failure| failure.kind), expected, "{settings:?} {job:?}");
         assert!(failure.is_none_or(|failure| !failure.detail.contains(SECRET)));
     }
+}
+
+#[tokio::test]
+async fn goes_through_a_proxy_if_one_is_set() {
+    let rig = Rig::new().await;
+    let image = image(MIB, 5);
+    rig.server.put("/fw", File::new(image.clone()));
+    let (proxy, mut tunnels) = proxy::start().await;
+    let setting = format!("proxy = '{proxy}'");
+    rig.run_with([&setting, "", ""], job(&rig.url("/fw"), &image), None).await.result.unwrap();
+    assert_eq!(tunnels.recv().await.unwrap(), format!("localhost:{}", rig.server.port));
 }
 
 #[tokio::test]

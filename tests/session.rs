@@ -14,6 +14,8 @@
 
 #[path = "support/hub_device.rs"]
 mod hub_device;
+#[path = "support/proxy.rs"]
+mod proxy;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -25,9 +27,7 @@ use hub_device::{DEVICE, LIMIT, Setup, TIMING, is_end, reported, write_certifica
 use hubsim::{Event, EventKind, Hub, HubError, Options, Reason, Transport};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::net::TcpListener;
 use twinboot::config;
 use twinboot::hub::credential::Source;
 use twinboot::hub::paho::Paho;
@@ -401,14 +401,7 @@ async fn renewals(hub: &Hub, id: &str, setup: Setup) {
 #[tokio::test]
 async fn goes_through_an_http_proxy() {
     let hub = hub().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = format!("http://{}", listener.local_addr().unwrap());
-    let (opened, mut tunnels) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(tunnel(client, opened.clone()));
-        }
-    });
+    let (proxy, mut tunnels) = proxy::start().await;
     for (id, websocket) in [("tcp", false), ("ws", true)] {
         let mut setup = Setup::new(&hub, id);
         if websocket {
@@ -421,21 +414,6 @@ async fn goes_through_an_http_proxy() {
         assert_works(&hub, id, &mut device).await;
         assert_eq!(tunnels.try_recv().as_deref(), Ok(format!("localhost:{port}").as_str()));
     }
-}
-
-/// One connection through a proxy that knows CONNECT alone; tells where to.
-async fn tunnel(client: TcpStream, opened: mpsc::UnboundedSender<String>) {
-    let mut client = BufReader::new(client);
-    let mut request = String::new();
-    while !request.ends_with("\r\n\r\n") {
-        assert_ne!(client.read_line(&mut request).await.unwrap(), 0);
-    }
-    let target = request.split(' ').nth(1).unwrap().to_owned();
-    assert!(request.starts_with("CONNECT "), "{request}");
-    let mut server = TcpStream::connect(&target).await.unwrap();
-    opened.send(target).unwrap();
-    client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
-    let _ = copy_bidirectional(&mut client, &mut server).await;
 }
 
 #[tokio::test]

@@ -111,6 +111,26 @@ async fn a_damaged_state_on_a_read_only_medium_is_told_and_the_device_can_be_res
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_credential_that_systemd_hands_over_goes_before_the_file() {
+    let mut world = World::new().await;
+    let file = world.folder().join("hub-credential");
+    let credential = std::fs::read(&file).unwrap();
+    write_secret(&file, b"HostName=nowhere.invalid;DeviceId=x;SharedAccessKey=bm8=");
+    let folder = world.folder().join("credentials");
+    std::fs::create_dir(&folder).unwrap();
+    write_secret(&folder.join("hub-credential"), &credential);
+    world.machine.environment("CREDENTIALS_DIRECTORY", &folder);
+    world.machine.boot().unwrap();
+    world.up().await;
+}
+
+fn write_secret(path: &Path, content: &[u8]) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_setting_of_the_downloads_is_told_and_the_device_stays_on_the_hub() {
     let mut world = World::new().await;
     world.machine.set("fetch.ca_file", "/nowhere/ca.pem");
