@@ -80,6 +80,19 @@ async fn works_with_every_transport_and_credential() {
 }
 
 #[tokio::test]
+async fn trusts_the_certificates_in_a_folder() {
+    let hub = hub().await;
+    let pem = std::fs::read(hub.ca_path()).unwrap();
+    let hash = openssl::x509::X509::from_pem(&pem).unwrap().subject_name_hash();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(format!("{hash:08x}.0")), &pem).unwrap();
+    let mut setup = Setup::new(&hub, DEVICE);
+    setup.hub.ca_file = folder.path().to_owned();
+    let mut device = setup.start();
+    assert_works(&hub, DEVICE, &mut device).await;
+}
+
+#[tokio::test]
 async fn works_as_a_module_and_through_a_gateway() {
     let hub = hub().await;
     hub.add_device(DEVICE).unwrap();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hubsim::{Hub, Options};
+use openssl::x509::X509;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -77,8 +78,12 @@ impl Stage {
         let device = &machine.slot('B').device;
         let _ = Command::new("losetup").arg("--direct-io=on").arg(device).status();
 
-        let ca = path.join("hub-ca.pem");
-        fs::write(&ca, hub.ca_pem()).unwrap();
+        // A folder, as the default is.
+        let ca = path.join("certs");
+        fs::create_dir(&ca).unwrap();
+        let pem = hub.ca_pem();
+        let hash = X509::from_pem(pem.as_bytes()).unwrap().subject_name_hash();
+        fs::write(ca.join(format!("{hash:08x}.0")), pem).unwrap();
         let text = |path: &Path| path.display().to_string();
         machine.set("hub.host", "localhost");
         machine.set("hub.port", i64::from(hub.mqtt_addr().port()));

@@ -41,7 +41,7 @@ pub struct Hub {
     /// Port to connect to; 8883 or 443 by the transport if not set.
     #[serde(deserialize_with = "port")]
     pub port: Option<NonZeroU16>,
-    /// Certificates the hub must chain to, PEM.
+    /// Certificates the hub must chain to, PEM: a file, or a folder with names by their hashes.
     pub ca_file: PathBuf,
     /// HTTP proxy (CONNECT), `http://host:port`.
     pub proxy: Option<ProxyUrl>,
@@ -68,7 +68,7 @@ impl Default for Hub {
             transport: Transport::Tcp,
             host: None,
             port: None,
-            ca_file: "/etc/ssl/certs/ca-certificates.crt".into(),
+            ca_file: "/etc/ssl/certs".into(),
             proxy: None,
             keep_alive_s: Seconds::of(120),
             connect_limit_s: Seconds::of(30),

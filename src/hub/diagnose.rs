@@ -3,11 +3,14 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{HandshakeError, SslConnector, SslMethod, SslVerifyMode};
+use openssl::ssl::{
+    HandshakeError, SslConnector, SslConnectorBuilder, SslFiletype, SslMethod, SslVerifyMode,
+};
+use openssl::x509::store::X509Lookup;
 use tokio::time::timeout;
 
 /// Longest head of a proxy's answer.
@@ -172,6 +175,17 @@ fn blocking(stream: tokio::net::TcpStream, limit: Duration) -> io::Result<TcpStr
     Ok(stream)
 }
 
+/// Has certificates from a file, or from a folder with names by their hashes (`c_rehash`), trusted.
+fn trust(connector: &mut SslConnectorBuilder, ca_file: &Path) -> Result<(), ErrorStack> {
+    match ca_file.to_str().filter(|_| ca_file.is_dir()) {
+        Some(folder) => connector
+            .cert_store_mut()
+            .add_lookup(X509Lookup::hash_dir())?
+            .add_dir(folder, SslFiletype::PEM),
+        None => connector.set_ca_file(ca_file),
+    }
+}
+
 /// Blocks; every read and write has the limit.
 fn handshake(mut stream: TcpStream, target: &Target) -> Result<(), Cause> {
     let host = target.host.clone();
@@ -182,8 +196,7 @@ fn handshake(mut stream: TcpStream, target: &Target) -> Result<(), Cause> {
     let stack = |error: ErrorStack| other(error.to_string());
     let mut connector = SslConnector::builder(SslMethod::tls_client()).map_err(stack)?;
     connector.set_verify(SslVerifyMode::PEER);
-    connector
-        .set_ca_file(&target.ca_file)
+    trust(&mut connector, &target.ca_file)
         .map_err(|source| Cause::CaFile { path: target.ca_file.clone(), source })?;
     let error = match connector.build().connect(&target.host, stream) {
         Ok(_) => return Ok(()),

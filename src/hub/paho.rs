@@ -141,10 +141,13 @@ impl Paho {
 
     fn options(&self, login: &Login, target: &Target) -> Result<mqtt::ConnectOptions, mqtt::Error> {
         let mut tls = mqtt::SslOptionsBuilder::new();
-        tls.trust_store(&self.hub.ca_file)?
-            .disable_default_trust_store(true)
-            .enable_server_cert_auth(true)
-            .verify(true);
+        // From a folder OpenSSL reads the one certificate that it needs, not some hundreds.
+        if self.hub.ca_file.is_dir() {
+            tls.ca_path(&self.hub.ca_file)?;
+        } else {
+            tls.trust_store(&self.hub.ca_file)?;
+        }
+        tls.disable_default_trust_store(true).enable_server_cert_auth(true).verify(true);
         if let Some(files) = &login.certificate {
             tls.key_store(&files.chain)?.private_key(&files.key)?;
         }
