@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::images::Fault;
 use crate::world::machine::LIMIT;
+use crate::world::mounted::Mounted;
 use crate::world::{World, is_over, side_by_side};
 
 /// Time in which a daemon must be gone after SIGTERM, whatever it is doing.
@@ -298,30 +299,12 @@ async fn a_restart_that_does_not_come_is_ordered_again_and_given_up() {
     world.assert_at_home();
 }
 
-/// A small file system of its own; unmounted when dropped.
-struct Tmpfs(std::path::PathBuf);
-
-impl Tmpfs {
-    fn mount(path: &std::path::Path, kib: usize) -> Self {
-        let size = format!("size={kib}k");
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(size.as_str()))
-            .expect("this test mounts a file system: run it as root");
-        Tmpfs(path.to_owned())
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_state_partition_is_told_and_outlived() {
     let mut world = World::new().await;
     let state = world.folder().join("state");
-    let _mounted = Tmpfs::mount(&state, 64);
+    let (tmpfs, flags) = (std::path::Path::new("tmpfs"), nix::mount::MsFlags::empty());
+    let _mounted = Mounted::new(tmpfs, "tmpfs", &state, flags, "size=64k");
     world.start().await;
     let filler = state.join("filler");
     fill(&filler);

@@ -1,37 +1,20 @@
 //! The state file, its folder, and the service around it: starts, stops and what systemd hears.
 
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use crate::world::World;
 use crate::world::images::Fault;
 use crate::world::machine::LIMIT;
+use crate::world::mounted::Mounted;
 use crate::world::systemd::Systemd;
 
 /// Time in which a daemon must be gone after SIGTERM, whatever it is doing.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-
-/// A mounted file system; unmounted when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(source: &Path, kind: &str, at: &Path, flags: MsFlags) -> Self {
-        std::fs::create_dir_all(at).unwrap();
-        mount(Some(source), at, Some(kind), flags, None::<&str>)
-            .expect("this test mounts a file system: run it as root");
-        Mounted(at.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_file_of_no_use_is_set_aside_and_told_each_time() {
@@ -77,7 +60,7 @@ async fn a_state_file_of_no_use_is_set_aside_and_told_each_time() {
 async fn a_state_folder_that_cannot_be_written_is_told_until_it_can() {
     let mut world = World::new().await;
     let state = world.folder().join("state");
-    let mounted = Mounted::new(Path::new("tmpfs"), "tmpfs", &state, MsFlags::MS_RDONLY);
+    let mounted = Mounted::new(Path::new("tmpfs"), "tmpfs", &state, MsFlags::MS_RDONLY, "");
     world.machine.boot().unwrap();
     let notices = |twin: &Value| twin["twinboot"]["notices"].to_string();
     world.until("it is told", |twin| notices(twin).contains("Read-only")).await;
@@ -97,7 +80,7 @@ async fn a_damaged_state_on_a_read_only_medium_is_told_and_the_device_can_be_res
     let mut world = World::started().await;
     world.machine.sigterm(STOP_LIMIT).await.unwrap();
     let state = world.folder().join("state");
-    let read_only = Mounted::new(&state, "none", &state, MsFlags::MS_BIND);
+    let read_only = Mounted::new(&state, "none", &state, MsFlags::MS_BIND, "");
     std::fs::write(state.join("state.json"), "{ half a file").unwrap();
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     mount(None::<&str>, &read_only.0, None::<&str>, flags, None::<&str>).unwrap();
@@ -166,7 +149,7 @@ async fn state_on_a_slot_is_taken_only_if_the_setting_says_so() {
     let device = world.machine.slot('A').device.clone();
     assert!(world.machine.slot('A').is_block_device(), "this test needs loop devices");
     let at = world.folder().join("mounted");
-    let _mounted = Mounted::new(&device, "ext4", &at, MsFlags::empty());
+    let _mounted = Mounted::new(&device, "ext4", &at, MsFlags::empty(), "");
     world.machine.set("state.directory", at.join("lib").display().to_string());
     world.machine.boot().unwrap();
     assert!(!world.ended().await.success());

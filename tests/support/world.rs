@@ -13,6 +13,8 @@ use tempfile::TempDir;
 pub mod images;
 #[path = "machine.rs"]
 pub mod machine;
+#[path = "mounted.rs"]
+pub mod mounted;
 #[path = "network.rs"]
 pub mod network;
 #[path = "release.rs"]
