@@ -5,6 +5,7 @@ mod jobs;
 mod orders;
 mod picture;
 mod ports;
+mod saving;
 mod sentence;
 mod troubles;
 
@@ -25,8 +26,7 @@ use crate::logging::chain;
 use crate::request::{Answer, Command, Request};
 use crate::store::{Loaded, StateStore, StoreError};
 use crate::update::{
-    BootId, Device, Event, Facts, Limits, Order, Phase, Progress, RunId, Saved, State, Verdict,
-    Wanted, step,
+    BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted, step,
 };
 
 pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
@@ -349,101 +349,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Saves and publishes `next`, which `event` led to. The inner error leaves everything as it
-    /// was.
-    async fn save(
-        &mut self,
-        mut next: Saved,
-        event: &Event,
-    ) -> Result<Result<(), StoreError>, AgentError> {
-        // Not the latest: a clock that was once ahead must not be believed for ever.
-        next.newest_time = self.clock.synchronised().or(next.newest_time);
-        let copy = next.clone();
-        let saved = self.patiently(blocking(&self.store, move |store| store.save(&copy))).await?;
-        if let Err(error) = saved {
-            return Ok(Err(error));
-        }
-        self.trouble(Trouble::Saving, None);
-        let (old, new) = (Phase::of(&self.saved.state), Phase::of(&next.state));
-        self.saved = next;
-        if old != new {
-            // The download has told the length already when its first byte comes.
-            if new != Phase::Downloading {
-                self.progress.send_replace(Progress::default());
-            }
-            let run = self.saved.state.run();
-            info!(
-                phase = new.name(),
-                run = run.map(|run| run.id.to_string()),
-                version = run.and_then(|run| run.version()).map(ToString::to_string),
-                "{}",
-                sentence(&self.saved, &Progress::default()),
-            );
-        }
-        if matches!(event, Event::Checkpointed(_)) {
-            self.progressed();
-        } else {
-            self.publish();
-        }
-        Ok(Ok(()))
-    }
-
-    /// A request is refused, a checkpoint is dropped, everything else waits.
-    async fn cannot_save(
-        &mut self,
-        error: &StoreError,
-        event: Event,
-        reply: &mut Option<oneshot::Sender<Answer>>,
-    ) -> Result<(), AgentError> {
-        self.retry_save = Some(Instant::now() + RETRY);
-        let advice = "make room on its partition and see that it is writable; a restart may help";
-        self.trouble(Trouble::Saving, Some(format!("{}; {advice}", chain(error))));
-        match event {
-            Event::RestartRequested => self.restart_unsaved(reply).await?,
-            Event::Checkpointed(_) => {}
-            event => match reply.take() {
-                Some(reply) => {
-                    let _ = reply.send(self.not_saved());
-                }
-                None => self.unsaved.push_back(event),
-            },
-        }
-        Ok(())
-    }
-
-    fn not_saved(&self) -> Answer {
-        let problem = self.troubles.get(&Trouble::Saving).cloned().unwrap_or_default();
-        Answer::refused(500, "stateNotSaved", problem)
-    }
-
-    /// A restart without a saved state is like a power cut, which is survived at any moment; it may
-    /// be the way out.
-    async fn restart_unsaved(
-        &mut self,
-        reply: &mut Option<oneshot::Sender<Answer>>,
-    ) -> Result<(), AgentError> {
-        for order in [Order::Answer(Verdict::Restarting), Order::Restart] {
-            let _ = self.carry_out(order, reply).await?;
-        }
-        Ok(())
-    }
-
-    /// What waited is tried again; if nothing waits, whether there is room again.
-    async fn retry_save(&mut self) -> Result<(), AgentError> {
-        self.retry_save = None;
-        let events = std::mem::take(&mut self.unsaved);
-        if events.is_empty() && self.save(self.saved.clone(), &Event::Started).await?.is_err() {
-            self.retry_save = Some(Instant::now() + RETRY);
-        }
-        for event in events {
-            self.handle(event, None).await?;
-        }
-        if self.unsaved_trial_is_over() {
-            let _ = self.carry_out(Order::Restart, &mut None).await?;
-        }
-        Ok(())
-    }
-
     async fn answer(&mut self, request: Request) -> Result<(), AgentError> {
         let event = match request.command {
             Command::Status => {
@@ -489,18 +394,6 @@ impl Agent {
             State::Switching { .. } | State::RollingBack { .. } => false,
             State::Trial { healthy, .. } => *healthy,
         }
-    }
-
-    /// A slot that cannot even note down that it is on trial, or was given up, is left in time too:
-    /// the bootloader takes the good one next.
-    fn unsaved_trial_is_over(&self) -> bool {
-        let facts = self.facts();
-        let over = facts.since_boot_s >= self.started_s.saturating_add(facts.limits.trial_s);
-        if self.unsaved.is_empty() || self.restarting.is_some() || !over {
-            return false;
-        }
-        let (started, _) = step(self.saved.clone(), Event::Started, &facts);
-        matches!(started.state, State::Trial { .. } | State::RollingBack { .. })
     }
 
     /// Waits for a blocking call of known length without looking dead to the supervisor.
