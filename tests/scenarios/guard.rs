@@ -88,6 +88,11 @@ async fn an_image_without_the_data_partition_does_not_keep_the_device() {
     let (mut world, id) = world.on_trial().await;
     assert!(!world.daemon_dies().await.success());
     assert!(world.log().contains("lies on slot B"), "{}", world.log());
+    // No state names slot B as tried: it might be the only good one, so it is not taken out.
+    let calls = || std::fs::read_to_string(world.folder().join("bootloader.log")).unwrap();
+    let before = calls().matches("cancel").count();
+    assert_eq!(world.guard(), Some(0));
+    assert_eq!(calls().matches("cancel").count(), before);
     world.comes_back(&id).await;
 }
 

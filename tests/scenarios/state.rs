@@ -136,7 +136,10 @@ async fn a_state_folder_that_goes_away_refuses_updates_until_it_is_back() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("state.json") && text.contains("stateNotSaved"), "{text}");
     assert_eq!(world.images.seen("/2.0.0.img").len(), 0);
+    let notices = |twin: &Value| twin["twinboot"]["notices"].to_string();
+    world.until("it is told", |twin| notices(twin).contains("cannot save the state")).await;
     std::fs::rename(&away, &state).unwrap();
+    world.until("it is over by itself", |twin| notices(twin) == "null").await;
     let id = world.update("2.0.0.img").await;
     world.over(&id).await;
     world.assert_runs('B', "2.0.0");
