@@ -1,5 +1,5 @@
-//! The agent's long work: fetch, read back, watch a trial, restart. Each runs beside the loop and
-//! comes back as an event.
+//! The agent's long work: fetch, read back, watch a trial, restart, read the journal. Each runs
+//! beside the loop and comes back as an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,12 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter};
+use super::ports::{FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter};
 use crate::clock::Clock;
 use crate::hub::SessionStatus;
-use crate::update::{Checkpoint, Event, Failure, FailureKind, Job, Progress, Slot, Written};
+use crate::update::{
+    Checkpoint, Event, FailedBoot, Failure, FailureKind, Job, Progress, Slot, Written,
+};
 
 /// Events of one job that may wait for the loop.
 const EVENTS: usize = 8;
@@ -206,6 +208,21 @@ fn hub_is_well(orders: &Watch) -> Result<(), String> {
     } else {
         Err(format!("no hub session with an answered report: {}", session.text))
     }
+}
+
+/// Reads the last lines of a failed boot.
+pub fn read_journal(journal: &Arc<dyn Journal>, of: FailedBoot) -> Running {
+    let journal = Arc::clone(journal);
+    Running::start(|tell, cancel| {
+        Box::pin(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                result = journal.last_words(of.clone()) => {
+                    let _ = tell.send(Event::JournalRead { of, result }).await;
+                }
+            }
+        })
+    })
 }
 
 /// What a restart goes by.

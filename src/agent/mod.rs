@@ -29,7 +29,7 @@ use crate::update::{
     BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted, step,
 };
 
-pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
+pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Supervisor};
 pub use sentence::sentence;
 
 use jobs::Running;
@@ -79,6 +79,8 @@ pub struct Ports {
     pub health: Arc<dyn HealthChecks>,
     /// Restarts the machine.
     pub restarter: Arc<dyn Restarter>,
+    /// Tells what a failed boot left behind, if that is to be told.
+    pub journal: Option<Arc<dyn Journal>>,
     /// Watches over the process.
     pub supervisor: Arc<dyn Supervisor>,
 }
@@ -132,6 +134,7 @@ pub struct Agent {
     images: Arc<dyn Images>,
     health: Arc<dyn HealthChecks>,
     restarter: Arc<dyn Restarter>,
+    journal: Option<Arc<dyn Journal>>,
     supervisor: Arc<dyn Supervisor>,
     settings: Settings,
     inputs: Inputs,
@@ -152,6 +155,7 @@ pub struct Agent {
     stopping: Option<JoinHandle<()>>,
     watching: Option<Running>,
     restarting: Option<Running>,
+    reading: Option<Running>,
     retry_confirm: Option<Instant>,
     retry_save: Option<Instant>,
 
@@ -200,6 +204,7 @@ impl Agent {
             images: ports.images,
             health: ports.health,
             restarter: ports.restarter,
+            journal: ports.journal,
             supervisor: ports.supervisor,
             settings,
             inputs,
@@ -216,6 +221,7 @@ impl Agent {
             stopping: None,
             watching: None,
             restarting: None,
+            reading: None,
             retry_confirm: None,
             retry_save: None,
             progress,
@@ -255,6 +261,7 @@ impl Agent {
                 event = jobs::next(&mut self.work) => Input::Event(event),
                 event = jobs::next(&mut self.watching) => Input::Event(event),
                 event = jobs::next(&mut self.restarting) => Input::Event(event),
+                event = jobs::next(&mut self.reading) => Input::Event(event),
                 Some(desired) = self.inputs.desired.recv() => Input::Desired(desired),
                 () = at(self.retry_save) => Input::RetrySave,
                 () = at(self.retry_confirm) => Input::RetryConfirm,
@@ -432,6 +439,7 @@ impl Agent {
     async fn stop_jobs(&mut self) {
         self.watching = None;
         self.restarting = None;
+        self.reading = None;
         if let Some(work) = self.work.take() {
             self.stopping = work.stop();
         }

@@ -91,6 +91,10 @@ impl Agent {
                 };
                 self.restarting = Some(jobs::restart(&self.restarter, orders));
             }
+            Order::ReadJournal(failed) => {
+                self.reading =
+                    self.journal.as_ref().map(|journal| jobs::read_journal(journal, failed));
+            }
         }
         Ok(Done::Quietly)
     }

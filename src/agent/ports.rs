@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::update::{Checkpoint, Failure, Job, Progress, Slot, Written};
+use crate::update::{Checkpoint, FailedBoot, Failure, Job, Progress, Slot, Written};
 
 /// Told while an image is fetched.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,6 +59,16 @@ pub trait HealthChecks: Send + Sync {
     /// # Errors
     /// The first check that does not pass, and what it says.
     fn check(&self) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// The journal of the boots before this one.
+pub trait Journal: Send + Sync {
+    /// The last lines that `boot` left, oldest first: for everybody to see, so without secrets, and
+    /// few and short enough for the twin. None if it left nothing.
+    ///
+    /// # Errors
+    /// The journal cannot be read; the text says why.
+    fn last_words(&self, boot: FailedBoot) -> BoxFuture<'static, Result<Vec<String>, String>>;
 }
 
 /// Restarts the machine.

@@ -8,12 +8,15 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use twinboot::agent::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
+use twinboot::agent::{
+    FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Supervisor,
+};
 use twinboot::boot::{BootError, BootFacts, Bootloader};
 use twinboot::clock::Clock;
 use twinboot::store::{Loaded, StateStore, StoreError};
 use twinboot::update::{
-    Checkpoint, Failure, FailureKind, HashState, Job, Progress, Saved, Slot, WallTime, Written,
+    Checkpoint, FailedBoot, Failure, FailureKind, HashState, Job, Progress, Saved, Slot, WallTime,
+    Written,
 };
 
 use super::boot_script::index;
@@ -272,6 +275,12 @@ impl HealthChecks for Life {
         }
         let result = if healthy { Ok(()) } else { Err("sick".to_owned()) };
         std::future::ready(result).boxed()
+    }
+}
+
+impl Journal for Life {
+    fn last_words(&self, boot: FailedBoot) -> BoxFuture<'static, Result<Vec<String>, String>> {
+        std::future::ready(Ok(vec![format!("1.0s twinbootd: {boot:?}")])).boxed()
     }
 }
 
