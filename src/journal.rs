@@ -225,7 +225,7 @@ fn lines(entries: &[Entry], redactor: &Redactor) -> Vec<String> {
     let messages: Vec<(String, String)> = entries
         .iter()
         .map(|entry| {
-            let missing = || "(a message of more than 4096 bytes)".to_owned();
+            let missing = || "(no text, or more than 4096 bytes of it)".to_owned();
             (entry.who(), entry.message.as_ref().map_or_else(missing, Field::text))
         })
         .collect();
