@@ -894,6 +894,19 @@ fn a_slot_that_was_given_up_is_left_once_and_only_if_the_bootloader_would_leave_
 }
 
 #[test]
+fn the_reason_survives_a_bootloader_that_was_not_told_in_time() {
+    // GRUB's script begins anew when both slots have been tried.
+    let mut saved = home_is_a();
+    saved.slots.b = tried(is_bad);
+    let kind = OutcomeKind::RolledBack(cause(FailureKind::Unhealthy));
+    saved.last = Some(Outcome { run: Some(run()), kind: kind.clone(), at: Some(now()) });
+    let (saved, _) = step(saved, Event::Started, &in_b());
+    assert_eq!(say(&saved), "going back, unhealthy, order 1");
+    let (saved, _) = step(saved, Event::Started, &in_a());
+    assert_eq!(saved.last.unwrap().kind, kind);
+}
+
+#[test]
 fn a_bootloader_that_does_not_obey_ends_the_update_instead_of_looping() {
     // It starts slot B at every boot, healthy or not, whatever it is told.
     let (mut saved, _) = scene("on trial");

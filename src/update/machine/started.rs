@@ -170,8 +170,11 @@ fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Or
         // Leaving was tried: a machine that comes back here may have no other slot.
         Content::Bad { .. } | Content::Incomplete if is_stuck(book) => (State::Idle, vec![]),
         Content::Bad { .. } | Content::Incomplete => {
-            let why = "the bootloader started a slot that was given up";
-            leave_or_stay(book, run, failure(FailureKind::FellBack, why), facts)
+            let reason = why_given_up(book).unwrap_or_else(|| {
+                let why = "the bootloader started a slot that was given up";
+                failure(FailureKind::FellBack, why)
+            });
+            leave_or_stay(book, run, reason, facts)
         }
         // It never passed the checks, or the bootloader itself takes it for a trial.
         Content::Written { .. } => begin_trial(run, facts),
@@ -200,6 +203,15 @@ fn leave_or_stay(
         roll_back(run, reason, 1, facts)
     } else {
         stuck(book, run, &reason, facts)
+    }
+}
+
+/// Why the image in the running slot had been given up: that stays the reason if its outcome was
+/// saved, but the power went before the bootloader was told.
+fn why_given_up(book: &Saved) -> Option<Failure> {
+    match book.last.as_ref().map(|last| &last.kind) {
+        Some(OutcomeKind::RolledBack(cause)) => Some(cause.clone()),
+        _ => None,
     }
 }
 
