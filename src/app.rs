@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent::{
-    Agent, HealthChecks, Identity, Inputs, Ports, ReadDesired, Restarter, Settings, Stop,
+    Agent, HealthChecks, Identity, Inputs, Journal, Ports, ReadDesired, Restarter, Settings, Stop,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -21,6 +21,7 @@ use crate::control;
 use crate::fetch::Fetcher;
 use crate::hub::{self, HubLink, Report, SessionStatus};
 use crate::install;
+use crate::journal::JournalFolder;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
 use crate::store::{FileStore, state_would_be_lost};
@@ -75,6 +76,7 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         images: Arc::new(fetcher),
         health: Arc::new(Checks { config: Arc::clone(&config), sysroot: sysroot.clone() }),
         restarter: Arc::new(Machine { config: Arc::clone(&config), sysroot: sysroot.clone() }),
+        journal: journal(&config, &credential),
         supervisor: systemd.clone(),
     };
     let inputs = Inputs { requests: incoming, desired: documents, session, report };
@@ -210,6 +212,13 @@ fn identity(
             notices,
         },
     })
+}
+
+/// The journal of failed boots, if it is to be told.
+fn journal(config: &Config, credential: &hub::credential::Source) -> Option<Arc<dyn Journal>> {
+    let credential = credential.clone();
+    let folder = JournalFolder::new(&config.report, Arc::new(move || credential.secrets()))?;
+    Some(Arc::new(folder))
 }
 
 fn rules(config: &Config) -> hub::payload::Rules {

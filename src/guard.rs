@@ -4,8 +4,8 @@
 //! daemon is likely to be broken here too. So everything is looked at by itself, and what cannot
 //! be had is done without: a section of the configuration that cannot be read is replaced by its
 //! defaults, a bootloader that cannot be asked by the kernel command line, a command line that
-//! does not tell the slot by the saved state, a state that is lost by what the bootloader means to
-//! boot next. Nothing is changed before the end but one count.
+//! does not tell the slot by the saved state, a state that is lost, or not mounted yet, by what the
+//! bootloader means to boot next. Nothing is changed before the end but one count.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::boot::{self, BootFacts, running};
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
 use crate::store::{self, Glimpse};
@@ -71,7 +71,7 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
         }
     };
     let facts = Facts {
-        state: store::glimpse(&config.state.directory),
+        state: state(config, sysroot),
         running,
         next,
         boot: os::boot_id(sysroot).ok(),
@@ -110,6 +110,19 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
     os::restart(&config.restart, None)?;
     info!("the restart is ordered");
     Ok(TrialEnd::Restarting)
+}
+
+/// What the state folder shows. The guard may run before the data partition is mounted: what lies
+/// below the mount point then, on the slot itself, is of some other time and is not believed.
+fn state(config: &Config, sysroot: &Sysroot) -> Glimpse {
+    let Config { slots, state: config::State { directory, allow_on_slot }, .. } = config;
+    match store::state_would_be_lost(directory, slots, sysroot) {
+        Some(problem) if !allow_on_slot => {
+            warn!(problem, "the saved state is not there");
+            Glimpse::default()
+        }
+        _ => store::glimpse(directory),
+    }
 }
 
 /// Whether an unconfirmed slot runs whose time is over.

@@ -11,9 +11,9 @@
 
 use proptest::prelude::*;
 use twinboot::update::{
-    BootId, Checkpoint, Content, Digest, Event, Facts, Failure, FailureKind, HashState, Job,
-    Limits, Order, Origin, Outage, Outcome, OutcomeKind, Passage, Run, RunId, Saved, Slot, Source,
-    State, Success, Times, Verdict, Version, WallTime, Wanted, Written, step,
+    BootId, Checkpoint, Content, Digest, Event, Facts, FailedBoot, Failure, FailureKind, HashState,
+    Job, LastWords, Limits, Order, Origin, Outage, Outcome, OutcomeKind, Passage, Run, RunId,
+    Saved, Slot, Source, State, Success, Times, Verdict, Version, WallTime, Wanted, Written, step,
 };
 
 // Values -------------------------------------------------------------------------------------
@@ -164,6 +164,7 @@ fn scene(name: &str) -> (Saved, Facts) {
         run: Some(run()),
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
+        journal: None,
     };
     match name {
         "idle" => (with(saved, State::Idle, Content::Unknown), in_a()),
@@ -359,6 +360,7 @@ fn say_orders(orders: &[Order]) -> String {
         Order::RestartToTry => "restart to try".into(),
         Order::Restart => "restart".into(),
         Order::CarryArgument => "carry the argument".into(),
+        Order::ReadJournal(_) => "read the journal".into(),
     };
     orders
         .iter()
@@ -636,11 +638,11 @@ switching                 | in B, A is next       | on trial, start 1           
 switching                 | in B, B is next       | on trial, start 1                     | watch until 620 s
 switching                 | in B, nothing is next | on trial, start 1                     | watch until 620 s
 restarting                | again                 | switching, order 2                    | confirm; try B
-restarting                | in A                  | idle: rolled back, fellBack           | forget B; confirm
+restarting                | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 restarting                | in B, A is next       | on trial, start 1                     | watch until 620 s
 left                      | again                 | switching, order 2                    | confirm; try B
-left                      | in A                  | idle: rolled back, fellBack           | forget B; confirm
-left                      | in A, nothing is next | idle: rolled back, fellBack           | forget B; confirm
+left                      | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
+left                      | in A, nothing is next | idle: rolled back, fellBack           | forget B; confirm; read the journal
 left                      | in B, A is next       | on trial, start 1                     | watch until 620 s
 # It was not tried: the bootloader still means to, or the argument was lost with the power. One that
 # went down with the argument was.
@@ -648,36 +650,36 @@ restarting                | in A, B is next       | switching, order 2          
 left                      | in A, B is next       | switching, order 2                    | confirm; try B
 switching                 | in A, by argument     | switching, order 2                    | confirm; try B
 restarting                | in A, by argument     | switching, order 2                    | confirm; try B
-left                      | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm
+left                      | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm; read the journal
 restarting                | in B, by argument     | on trial, start 1                     | watch until 620 s
 left                      | in B, by argument     | on trial, start 1                     | watch until 620 s
 # The trial goes on in its own boot with its own deadline, in another with a new one.
 on trial                  | again                 | on trial, start 2                     | watch until 615 s
-on trial                  | in A                  | idle: rolled back, fellBack           | forget B; confirm
-on trial                  | in A, B is next       | idle: rolled back, fellBack           | forget B; confirm
+on trial                  | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
+on trial                  | in A, B is next       | idle: rolled back, fellBack           | forget B; confirm; read the journal
 on trial                  | in B, A is next       | on trial, start 2                     | watch until 620 s
 on trial                  | in B, B is next       | on trial, start 2                     | watch until 620 s
-on trial                  | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm
+on trial                  | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm; read the journal
 on trial                  | in B, by argument     | on trial, start 2                     | watch until 620 s
 # An outage buys time in its own boot only.
 waiting                   | again                 | waiting, start 2                      | watch until 620 s
 waiting                   | in B, A is next       | on trial, start 2                     | watch until 620 s
-waiting                   | in A                  | idle: rolled back, fellBack           | forget B; confirm
+waiting                   | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 # After a clean stop the slot comes back, and that is no new start. The argument may be lost.
 stopped                   | again                 | on trial, start 1                     | forget B; watch until 615 s
 stopped                   | in B, A is next       | on trial, start 1                     | watch until 620 s
 stopped                   | in B, by argument     | on trial, start 1                     | watch until 620 s
-stopped                   | in A                  | idle: rolled back, fellBack           | forget B; confirm
+stopped                   | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 stopped                   | in A, B is next       | switching, order 2                    | confirm; try B
 stopped                   | in A, by argument     | switching, order 2                    | confirm; try B
 confirming                | again                 | confirming, start 1                   | confirm
-confirming                | in A                  | idle: rolled back, fellBack           | forget B; confirm
+confirming                | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 confirming                | in B, A is next       | confirming, start 1                   | confirm
 confirming                | in B, B is next       | confirming, start 1                   | confirm
 # The way back is ordered again in one boot; a boot that came up wrong ends it.
 going back                | again                 | going back, unhealthy, order 2        | forget B; restart
-going back                | in A                  | idle: rolled back, unhealthy          | forget B; confirm
-going back                | in A, nothing is next | idle: rolled back, unhealthy          | forget B; confirm
+going back                | in A                  | idle: rolled back, unhealthy          | forget B; confirm; read the journal
+going back                | in A, nothing is next | idle: rolled back, unhealthy          | forget B; confirm; read the journal
 going back                | in B, A is next       | idle: failed, stuck                   |
 going back                | in B, B is next       | idle: failed, stuck                   |
 ";
@@ -844,6 +846,7 @@ fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Sav
         run: Some(desired_run()),
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
+        journal: None,
     });
     step(saved, Event::Started, &Facts { next, ..in_b() })
 }
@@ -899,7 +902,8 @@ fn the_reason_survives_a_bootloader_that_was_not_told_in_time() {
     let mut saved = home_is_a();
     saved.slots.b = tried(is_bad);
     let kind = OutcomeKind::RolledBack(cause(FailureKind::Unhealthy));
-    saved.last = Some(Outcome { run: Some(run()), kind: kind.clone(), at: Some(now()) });
+    saved.last =
+        Some(Outcome { run: Some(run()), kind: kind.clone(), at: Some(now()), journal: None });
     let (saved, _) = step(saved, Event::Started, &in_b());
     assert_eq!(say(&saved), "going back, unhealthy, order 1");
     let (saved, _) = step(saved, Event::Started, &in_a());
@@ -966,7 +970,7 @@ fn orders_that_lead_nowhere_are_given_up() {
         }
     }
     assert_eq!(say(&saved), "idle: rolled back, fellBack");
-    assert_eq!(orders, [Order::CancelTry(Slot::B), Order::Confirm]);
+    assert_eq!(say_orders(&orders), "forget B; confirm; read the journal");
 }
 
 #[test]
@@ -1116,7 +1120,7 @@ fn going_back_is_a_run_like_any_other() {
     let (fails, orders) =
         step(saved, Event::Started, &Facts { boot: BootId("3".into()), ..in_a() });
     assert_eq!(say(&fails), "idle: rolled back, fellBack");
-    assert_eq!(orders, [Order::CancelTry(Slot::B), Order::Confirm]);
+    assert_eq!(say_orders(&orders), "forget B; confirm; read the journal");
     assert_eq!(fails.home, Some(Slot::A));
 }
 
@@ -1230,6 +1234,97 @@ fn each_phase_notes_when_it_began() {
         }
     );
     assert_eq!((last.at, saved.last_success.unwrap().at), (second(10), second(10)));
+}
+
+/// What the outcome of the last update knows of the failed boot's journal.
+fn journal(saved: &Saved) -> Option<LastWords> {
+    saved.last.as_ref().and_then(|last| last.journal.clone())
+}
+
+fn boot(name: &str) -> BootId {
+    BootId(name.into())
+}
+
+#[test]
+fn the_journal_of_the_boot_that_failed_is_wanted() {
+    let unknown = |others: &[&str]| FailedBoot::Unknown {
+        after: boot("boot 1"),
+        others: others.iter().map(|name| boot(name)).collect(),
+    };
+    for (scene_name, failed) in [
+        // The new system never got as far as the agent.
+        ("restarting", unknown(&["boot 3"])),
+        ("on trial", FailedBoot::Known(boot("boot 2"))),
+        ("confirming", FailedBoot::Known(boot("boot 2"))),
+        ("going back", FailedBoot::Known(boot("boot 2"))),
+    ] {
+        let (saved, orders) = start(scene_name, "in A");
+        assert_eq!(journal(&saved), Some(LastWords::Wanted(failed.clone())), "{scene_name}");
+        assert_eq!(orders.last(), Some(&Order::ReadJournal(failed)), "{scene_name}");
+    }
+    // Nothing failed to boot.
+    for (scene_name, event_name) in
+        [("fetching", "not fetched"), ("confirming", "confirmed"), ("switching", "not switched")]
+    {
+        let (saved, facts) = scene(scene_name);
+        assert_eq!(journal(&step(saved, event(event_name), &facts).0), None, "{scene_name}");
+    }
+    // The bootloader left a good slot: no update ended, so none is told of.
+    assert_eq!(journal(&start("idle", "in B, B is next").0), None);
+}
+
+#[test]
+fn the_journal_is_asked_for_until_it_is_read_and_then_no_more() {
+    let asked = |orders: &[Order]| {
+        orders.iter().find_map(|order| match order {
+            Order::ReadJournal(failed) => Some(failed.clone()),
+            _ => None,
+        })
+    };
+    let (mut saved, orders) = start("restarting", "in A");
+    let first = asked(&orders).unwrap();
+    // The power goes before it is read. Whatever came since is not the failed boot.
+    for number in 4..6 {
+        let facts = Facts { boot: boot(&format!("boot {number}")), ..in_a() };
+        let (next, orders) = step(saved, Event::Started, &facts);
+        let Some(FailedBoot::Unknown { others, .. }) = asked(&orders) else { panic!("{orders:?}") };
+        assert_eq!(others.last(), Some(&facts.boot));
+        assert_eq!(step(next.clone(), Event::Started, &facts), (next.clone(), orders), "same boot");
+        saved = next;
+    }
+    let (_, orders) = step(saved.clone(), Event::Started, &in_a());
+    let of = asked(&orders).unwrap();
+
+    // Also while the next update is under way.
+    let (busy, _) = step(saved.clone(), event("an install"), &in_a());
+    assert!(asked(&step(busy, Event::Started, &in_a()).1).is_some());
+
+    for (result, then) in [
+        (Ok(vec!["1.0s app: no".to_owned()]), LastWords::Lines(vec!["1.0s app: no".to_owned()])),
+        (Ok(vec![]), LastWords::read(Ok(vec![]))),
+        (Err("no journalctl".to_owned()), LastWords::read(Err("no journalctl".to_owned()))),
+    ] {
+        // An answer to an earlier question is none.
+        let late = Event::JournalRead { of: first.clone(), result: result.clone() };
+        let (saved, _) = step(saved.clone(), Event::Started, &in_a());
+        assert_eq!(step(saved.clone(), late, &in_a()), (saved.clone(), vec![]));
+
+        let (read, orders) = step(saved, Event::JournalRead { of: of.clone(), result }, &in_a());
+        assert_eq!((journal(&read), orders), (Some(then), vec![]));
+        assert_eq!(say(&read), "idle: rolled back, fellBack");
+        assert_eq!(asked(&step(read, Event::Started, &in_a()).1), None);
+    }
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_for_power_cuts_is_let_be() {
+    let (mut saved, _) = start("restarting", "in A");
+    for number in 4..20 {
+        let facts = Facts { boot: boot(&format!("boot {number}")), ..in_a() };
+        saved = step(saved, Event::Started, &facts).0;
+    }
+    assert_eq!(journal(&saved), None);
+    assert_eq!(say(&saved), "idle: rolled back, fellBack");
 }
 
 // No sequence of events -----------------------------------------------------------------------

@@ -48,7 +48,12 @@ fn saved(note: &str) -> Saved {
             ordered_in: BootId("b".to_owned()),
             attempt: 1,
         },
-        last: Some(Outcome { run: Some(run), kind: OutcomeKind::RolledBack(reason), at: None }),
+        last: Some(Outcome {
+            run: Some(run),
+            kind: OutcomeKind::RolledBack(reason),
+            at: None,
+            journal: None,
+        }),
         last_success: Some(Success { version: None, at: None }),
         home: Some(Slot::A),
         slots: twinboot::update::Slots { a: Content::Incomplete, b: Content::Unknown },

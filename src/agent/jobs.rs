@@ -1,5 +1,5 @@
-//! The agent's long work: fetch, read back, restart, and in `trial` the checks of a new slot. Each runs beside the
-//! loop and comes back as an event.
+//! The agent's long work: fetch, read back, restart, read the journal, and in `trial` the checks of
+//! a new slot. Each runs beside the loop and comes back as an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ports::{FetchEvent, Images, JobChannels, Restarter};
+use super::ports::{FetchEvent, Images, JobChannels, Journal, Restarter};
 use crate::hub::SessionStatus;
-use crate::update::{Checkpoint, Event, Failure, FailureKind, Job, Progress, Slot, Written};
+use crate::update::{
+    Checkpoint, Event, FailedBoot, Failure, FailureKind, Job, Progress, Slot, Written,
+};
 
 /// Events of one job that may wait for the loop.
 const EVENTS: usize = 8;
@@ -133,6 +135,21 @@ async fn finished(task: Option<JoinHandle<()>>) {
         // A job that panicked has ended as well.
         let _ = task.await;
     }
+}
+
+/// Reads the last lines of a failed boot.
+pub fn read_journal(journal: &Arc<dyn Journal>, of: FailedBoot) -> Running {
+    let journal = Arc::clone(journal);
+    Running::start(|tell, cancel| {
+        Box::pin(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                result = journal.last_words(of.clone()) => {
+                    let _ = tell.send(Event::JournalRead { of, result }).await;
+                }
+            }
+        })
+    })
 }
 
 /// What a restart goes by.

@@ -30,7 +30,9 @@ use crate::update::{
     BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted, step,
 };
 
-pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Stop, Supervisor};
+pub use ports::{
+    FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Stop, Supervisor,
+};
 pub use sentence::sentence;
 
 use jobs::Running;
@@ -83,6 +85,8 @@ pub struct Ports {
     pub health: Arc<dyn HealthChecks>,
     /// Restarts the machine.
     pub restarter: Arc<dyn Restarter>,
+    /// Tells what a failed boot left behind, if that is to be told.
+    pub journal: Option<Arc<dyn Journal>>,
     /// Watches over the process.
     pub supervisor: Arc<dyn Supervisor>,
 }
@@ -136,6 +140,7 @@ pub struct Agent {
     images: Arc<dyn Images>,
     health: Arc<dyn HealthChecks>,
     restarter: Arc<dyn Restarter>,
+    journal: Option<Arc<dyn Journal>>,
     supervisor: Arc<dyn Supervisor>,
     settings: Settings,
     inputs: Inputs,
@@ -156,6 +161,7 @@ pub struct Agent {
     stopping: Option<JoinHandle<()>>,
     watching: Option<Running>,
     restarting: Option<Running>,
+    reading: Option<Running>,
     retry_confirm: Option<Instant>,
     retry_save: Option<Instant>,
     hub_seen: Option<Instant>,
@@ -205,6 +211,7 @@ impl Agent {
             images: ports.images,
             health: ports.health,
             restarter: ports.restarter,
+            journal: ports.journal,
             supervisor: ports.supervisor,
             settings,
             inputs,
@@ -221,6 +228,7 @@ impl Agent {
             stopping: None,
             watching: None,
             restarting: None,
+            reading: None,
             retry_confirm: None,
             retry_save: None,
             hub_seen: None,
@@ -261,6 +269,7 @@ impl Agent {
                 event = jobs::next(&mut self.work) => Input::Event(event),
                 event = jobs::next(&mut self.watching) => Input::Event(event),
                 event = jobs::next(&mut self.restarting) => Input::Event(event),
+                event = jobs::next(&mut self.reading) => Input::Event(event),
                 Some(desired) = self.inputs.desired.recv() => Input::Desired(desired),
                 () = at(self.retry_save) => Input::RetrySave,
                 () = at(self.retry_confirm) => Input::RetryConfirm,
@@ -460,6 +469,7 @@ impl Agent {
     async fn stop_jobs(&mut self) {
         self.watching = None;
         self.restarting = None;
+        self.reading = None;
         if let Some(work) = self.work.take() {
             self.stopping = work.stop();
         }

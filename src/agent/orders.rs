@@ -99,6 +99,10 @@ impl Agent {
                     error!(argument, problem, "the restart does not carry the one-shot argument");
                 }
             }
+            Order::ReadJournal(failed) => {
+                self.reading =
+                    self.journal.as_ref().map(|journal| jobs::read_journal(journal, failed));
+            }
         }
         Ok(Done::Quietly)
     }

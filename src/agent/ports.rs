@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::update::{Checkpoint, Failure, Job, Progress, Slot, Written};
+use crate::update::{Checkpoint, FailedBoot, Failure, Job, Progress, Slot, Written};
 
 /// Told while an image is fetched.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,6 +63,16 @@ pub trait HealthChecks: Send + Sync {
     /// that is pulled out, and what tells so. `None` if it is not, or if nobody can tell: a device
     /// without a network device, or with one that was not brought up, is not cut off but broken.
     fn cut_off(&self) -> BoxFuture<'static, Option<String>>;
+}
+
+/// The journal of the boots before this one.
+pub trait Journal: Send + Sync {
+    /// The last lines that `boot` left, oldest first: for everybody to see, so without secrets, and
+    /// few and short enough for the twin. None if it left nothing.
+    ///
+    /// # Errors
+    /// The journal cannot be read; the text says why.
+    fn last_words(&self, boot: FailedBoot) -> BoxFuture<'static, Result<Vec<String>, String>>;
 }
 
 /// Restarts the machine.

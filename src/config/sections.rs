@@ -104,6 +104,10 @@ pub struct Report {
     pub progress_interval_s: Seconds<1, 3600>,
     /// Least step between two reports of mere progress.
     pub progress_step_percent: Whole<1, 100>,
+    /// Journal of both slots, on a partition that updates do not touch.
+    pub journal_directory: PathBuf,
+    /// Lines of a failed boot's journal that the twin shows; 0 for none.
+    pub journal_lines: Whole<0, 50>,
 }
 
 impl Default for Report {
@@ -114,6 +118,8 @@ impl Default for Report {
             firmware: true,
             progress_interval_s: Seconds::of(5),
             progress_step_percent: Whole::of(5),
+            journal_directory: "/var/log/journal".into(),
+            journal_lines: Whole::of(20),
         }
     }
 }

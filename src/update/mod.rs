@@ -3,6 +3,7 @@
 //! Pure values and functions. Nothing in here reads a clock, a disk or a network.
 
 mod job;
+mod last_words;
 mod machine;
 mod report;
 mod slot;
@@ -14,6 +15,7 @@ pub use job::{
     Digest, ImageUrl, Job, JobError, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, ParseError, RunId,
     Version,
 };
+pub use last_words::{FailedBoot, LastWords};
 pub use machine::{Event, Facts, Limits, MAX_ORDERS, Order, Verdict, Wanted, step};
 pub use report::{Contracts, Device, Phase, Progress, own_section, report};
 pub use slot::{BootId, Slot};

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::job::{Digest, Version};
+use super::last_words::LastWords;
 use super::slot::Slot;
 use super::state::{Failure, FailureKind, Outcome, OutcomeKind, Run, Saved, State};
 use super::time::WallTime;
@@ -367,6 +368,11 @@ fn last_update(saved: &Saved) -> Value {
     fields.insert("code".to_owned(), json!(cause.map(|cause| cause.kind.name())));
     fields.insert("reason".to_owned(), json!(cause.map(|cause| clip(&cause.detail))));
     fields.insert("endedTime".to_owned(), time(outcome.at));
+    match &outcome.journal {
+        Some(LastWords::Lines(lines)) => fields.insert("journal".to_owned(), json!(lines)),
+        Some(LastWords::Missing(why)) => fields.insert("journalNote".to_owned(), json!(clip(why))),
+        Some(LastWords::Wanted(_)) | None => None,
+    };
     fields.retain(|_, value| !value.is_null());
     Value::Object(fields)
 }

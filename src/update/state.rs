@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::job::{Digest, ImageUrl, Job, RunId, Version};
+use super::last_words::LastWords;
 use super::machine::MAX_ORDERS;
 use super::slot::{BootId, Slot};
 use super::time::WallTime;
@@ -443,6 +444,9 @@ pub struct Outcome {
     pub kind: OutcomeKind,
     /// When it ended.
     pub at: Option<WallTime>,
+    /// What the boot of the new system left in the journal, if it was tried and lost.
+    #[serde(default)]
+    pub journal: Option<LastWords>,
 }
 
 /// Well, or why not.

@@ -7,6 +7,7 @@
 mod asked;
 mod desired;
 mod happened;
+mod last_words;
 mod moves;
 mod started;
 mod stops;
@@ -17,6 +18,7 @@ use self::happened::happened;
 pub use self::moves::MAX_ORDERS;
 use self::started::started;
 use crate::update::job::{Digest, Job, RunId, Version};
+use crate::update::last_words::FailedBoot;
 use crate::update::slot::{BootId, Slot};
 use crate::update::state::{Checkpoint, Failure, Origin, Outage, Saved, State, Written};
 use crate::update::time::WallTime;
@@ -134,6 +136,13 @@ pub enum Event {
         /// Whether it is to start again through the bootloader at once, without losing its power.
         restarts: bool,
     },
+    /// [`Order::ReadJournal`] is done.
+    JournalRead {
+        /// The boot that was asked for.
+        of: FailedBoot,
+        /// Its last lines, oldest first, or why they could not be read.
+        result: Result<Vec<String>, String>,
+    },
 }
 
 /// Something to do once the state is saved. Each may be carried out twice without harm.
@@ -165,6 +174,8 @@ pub enum Order {
     /// Have the restart that is under way carry the bootloader's one-shot argument, if it needs
     /// one.
     CarryArgument,
+    /// Read the last lines of this boot in the journal.
+    ReadJournal(FailedBoot),
 }
 
 /// The answer to who asked.
@@ -201,8 +212,13 @@ pub enum Verdict {
 #[must_use]
 pub fn step(mut saved: Saved, event: Event, facts: &Facts) -> (Saved, Vec<Order>) {
     let state = std::mem::replace(&mut saved.state, State::Idle);
-    let (state, orders) = match event {
+    let (failed, starts) = (FailedBoot::behind(&state), event == Event::Started);
+    let (state, mut orders) = match event {
         Event::Started => started(&mut saved, state, facts),
+        Event::JournalRead { of, result } => {
+            last_words::read(&mut saved, of, result);
+            (state, vec![])
+        }
         Event::Desired { id, wanted, rewritten } => {
             desired(&mut saved, state, id, wanted, rewritten, facts)
         }
@@ -214,5 +230,9 @@ pub fn step(mut saved: Saved, event: Event, facts: &Facts) -> (Saved, Vec<Order>
         event => happened(&mut saved, state, event, facts),
     };
     saved.state = state;
+    last_words::want(&mut saved, failed);
+    if starts {
+        orders.extend(last_words::look_for(&mut saved, facts));
+    }
     (saved, orders)
 }

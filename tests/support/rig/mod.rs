@@ -333,6 +333,7 @@ impl Rig {
             images: Arc::new(life.clone()),
             health: Arc::new(life.clone()),
             restarter: Arc::new(life.clone()),
+            journal: Some(Arc::new(life.clone())),
             supervisor: Arc::new(Rest { life: life.clone(), seen: Mutex::new((0, 0)) }),
         };
         let inputs = Inputs { requests: incoming, desired, session, report };

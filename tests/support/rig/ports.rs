@@ -8,12 +8,15 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use twinboot::agent::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Stop, Supervisor};
+use twinboot::agent::{
+    FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Stop, Supervisor,
+};
 use twinboot::boot::{BootError, BootFacts, Bootloader};
 use twinboot::clock::Clock;
 use twinboot::store::{Loaded, StateStore, StoreError};
 use twinboot::update::{
-    Checkpoint, Failure, FailureKind, HashState, Job, Progress, Saved, Slot, WallTime, Written,
+    Checkpoint, FailedBoot, Failure, FailureKind, HashState, Job, Progress, Saved, Slot, WallTime,
+    Written,
 };
 
 use super::boot_script::index;
@@ -279,6 +282,12 @@ impl HealthChecks for Life {
     fn cut_off(&self) -> BoxFuture<'static, Option<String>> {
         let cut_off = self.machine().cut_off(self.since_boot());
         std::future::ready(cut_off.then(|| "no carrier".to_owned())).boxed()
+    }
+}
+
+impl Journal for Life {
+    fn last_words(&self, boot: FailedBoot) -> BoxFuture<'static, Result<Vec<String>, String>> {
+        std::future::ready(Ok(vec![format!("1.0s twinbootd: {boot:?}")])).boxed()
     }
 }
 
