@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 use twinboot::hub::reduction;
 use twinboot::update::{
     BootId, Checkpoint, Content, Contracts, Device, Digest, FailedBoot, Failure, FailureKind,
-    HashState, Job, LastWords, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, Origin, Outcome,
-    OutcomeKind, Progress, Run, RunId, SCHEMA, Saved, Slot, Slots, Source, State, Success, Times,
-    WallTime, Written, report,
+    HashState, Job, LastWords, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, Origin, Outage, Outcome,
+    OutcomeKind, Passage, Progress, Run, RunId, SCHEMA, Saved, Slot, Slots, Source, State, Success,
+    Times, WallTime, Written, report,
 };
 
 // Values -------------------------------------------------------------------------------------
@@ -73,6 +73,7 @@ fn run(phases: usize) -> Run {
             rebooted: time(5),
         },
         starts: 1,
+        passage: Passage::default(),
     }
 }
 
@@ -115,11 +116,20 @@ fn verifying() -> State {
 }
 
 fn switching(armed: bool) -> State {
-    State::Switching { run: run(4), ordered_in: BootId("b1".into()), attempt: 1, armed }
+    let (run, ordered_in) = (run(4), BootId("b1".into()));
+    State::Switching { run, ordered_in, attempt: 1, armed, left: false }
 }
 
 fn trial() -> State {
-    State::Trial { run: run(5), starts: 1, boot: BootId("b2".into()), began_s: 9, healthy: false }
+    State::Trial {
+        run: run(5),
+        starts: 1,
+        boot: BootId("b2".into()),
+        began_s: 9,
+        healthy: false,
+        stopped: false,
+        outage: None,
+    }
 }
 
 fn rolling_back() -> State {
@@ -594,14 +604,15 @@ fn any_run() -> BoxedStrategy<Run> {
         applying: times[3],
         rebooted: times[4],
     });
-    ("[0-9a-f]{16}", source, origin, any_slot(), times, any::<u16>())
-        .prop_map(|(id, source, origin, from, times, starts)| Run {
+    ("[0-9a-f]{16}", source, origin, any_slot(), times, any::<u16>(), any_passage())
+        .prop_map(|(id, source, origin, from, times, starts, passage)| Run {
             id: RunId(id),
             source,
             origin,
             from,
             times,
             starts,
+            passage,
         })
         .boxed()
 }
@@ -665,6 +676,22 @@ fn any_checkpoint() -> BoxedStrategy<Checkpoint> {
         .boxed()
 }
 
+fn any_outage() -> BoxedStrategy<Outage> {
+    (any_text(), any::<u64>(), any::<bool>())
+        .prop_map(|(what, seen_s, lasts)| Outage { what, seen_s, lasts })
+        .boxed()
+}
+
+fn any_passage() -> BoxedStrategy<Passage> {
+    (option(any::<bool>()), any::<u8>(), any::<u8>())
+        .prop_map(|(hub_before, armed_again, clean_stops)| Passage {
+            hub_before,
+            armed_again,
+            clean_stops,
+        })
+        .boxed()
+}
+
 fn any_state() -> BoxedStrategy<State> {
     let written = (any::<u64>(), any_digest(), any::<u64>()).prop_map(
         |(image_bytes, image_digest, fetched_bytes)| Written {
@@ -683,23 +710,26 @@ fn any_state() -> BoxedStrategy<State> {
             written,
             attempt
         }),
-        (any_run(), any_boot(), any::<u8>(), any::<bool>()).prop_map(
-            |(run, ordered_in, attempt, armed)| State::Switching {
+        (any_run(), any_boot(), any::<u8>(), any::<bool>(), any::<bool>()).prop_map(
+            |(run, ordered_in, attempt, armed, left)| State::Switching {
                 run,
                 ordered_in,
                 attempt,
-                armed
+                armed,
+                left
             }
         ),
-        (any_run(), any::<u8>(), any_boot(), any::<u64>(), any::<bool>()).prop_map(
-            |(run, starts, boot, began_s, healthy)| State::Trial {
-                run,
-                starts,
-                boot,
-                began_s,
-                healthy
-            }
-        ),
+        (
+            any_run(),
+            any::<u8>(),
+            any_boot(),
+            any::<u64>(),
+            any::<[bool; 2]>(),
+            option(any_outage())
+        )
+            .prop_map(|(run, starts, boot, began_s, [healthy, stopped], outage)| {
+                State::Trial { run, starts, boot, began_s, healthy, stopped, outage }
+            }),
         (any_run(), any_failure(), any_boot(), any::<u8>()).prop_map(
             |(run, reason, ordered_in, attempt)| State::RollingBack {
                 run,

@@ -20,8 +20,8 @@ use twinboot::config::{self, SlotDevice};
 use twinboot::os::{self, Sysroot};
 use twinboot::store::{FileStore, Loaded, StateStore, StoreError, state_would_be_lost};
 use twinboot::update::{
-    BootId, Content, Digest, Failure, FailureKind, Job, Origin, Outcome, OutcomeKind, Run, RunId,
-    Saved, Slot, Source, State, Success, Times, WallTime,
+    BootId, Content, Digest, Failure, FailureKind, Job, Origin, Outcome, OutcomeKind, Passage, Run,
+    RunId, Saved, Slot, Source, State, Success, Times, WallTime,
 };
 
 /// A state with something in every corner.
@@ -38,6 +38,7 @@ fn saved(note: &str) -> Saved {
         from: Slot::A,
         times: Times { requested: Some(WallTime::from_unix_ms(-1)), ..Times::default() },
         starts: 3,
+        passage: Passage::default(),
     };
     let reason = Failure::new(FailureKind::Unhealthy, note);
     Saved {

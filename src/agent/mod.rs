@@ -7,6 +7,7 @@ mod picture;
 mod ports;
 mod saving;
 mod sentence;
+mod trial;
 mod troubles;
 
 use std::collections::VecDeque;
@@ -29,7 +30,9 @@ use crate::update::{
     BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted, step,
 };
 
-pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Supervisor};
+pub use ports::{
+    FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Stop, Supervisor,
+};
 pub use sentence::sentence;
 
 use jobs::Running;
@@ -44,6 +47,9 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// Between two signs of life to the supervisor.
 const ALIVE: Duration = Duration::from_secs(5);
+
+/// A hub session that was lost this short a time ago is being renewed, or will be back in a moment.
+const HUB_GRACE: Duration = Duration::from_secs(60);
 
 /// The settings of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +164,7 @@ pub struct Agent {
     reading: Option<Running>,
     retry_confirm: Option<Instant>,
     retry_save: Option<Instant>,
+    hub_seen: Option<Instant>,
 
     progress: watch::Sender<Progress>,
     progress_seen: watch::Receiver<Progress>,
@@ -224,6 +231,7 @@ impl Agent {
             reading: None,
             retry_confirm: None,
             retry_save: None,
+            hub_seen: None,
             progress,
             progress_seen,
             reported_progress: (Instant::now(), 0),
@@ -267,10 +275,30 @@ impl Agent {
                 () = at(self.retry_confirm) => Input::RetryConfirm,
                 Ok(()) = self.progress_seen.changed() => Input::Progress,
             };
+            if self.inputs.session.borrow().online {
+                self.hub_seen = Some(Instant::now());
+            }
             self.take(input).await?;
         }
+        self.note_stop().await?;
         self.stop_jobs().await;
         Ok(())
+    }
+
+    /// The daemon is told to end. If the machine ends with it, a switch or a trial is prepared for
+    /// that; a mere restart of the daemon changes nothing.
+    async fn note_stop(&mut self) -> Result<(), AgentError> {
+        let matters = match &self.saved.state {
+            State::Switching { armed, .. } => *armed,
+            State::Trial { healthy, .. } => !healthy,
+            _ => false,
+        };
+        if !matters {
+            return Ok(());
+        }
+        let Some(stop) = self.restarter.stopping().await else { return Ok(()) };
+        info!(?stop, "the machine goes down");
+        self.handle(Event::MachineStops { restarts: stop == Stop::Restart }, None).await
     }
 
     async fn take(&mut self, input: Input) -> Result<(), AgentError> {
@@ -385,7 +413,9 @@ impl Agent {
         Facts {
             running: self.facts.running,
             next: self.facts.next,
+            by_argument: self.restart_argument.is_some(),
             boot: self.boot_id.clone(),
+            hub_online: self.hub_seen.is_some_and(|seen| seen.elapsed() < HUB_GRACE),
             running_version: self.device.running_version.clone(),
             since_boot_s: self.clock.since_boot().as_secs(),
             now: self.clock.wall(),
@@ -427,7 +457,7 @@ impl Agent {
     /// The checks are for a slot that is not known good yet.
     fn end_watch_if_pointless(&mut self) {
         let useful = match &self.saved.state {
-            State::Trial { healthy, .. } => !healthy,
+            State::Trial { healthy, stopped, .. } => !healthy && !stopped,
             State::Idle => self.saved.home != Some(self.facts.running),
             _ => false,
         };

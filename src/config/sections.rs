@@ -136,6 +136,9 @@ pub struct Update {
     pub max_trial_starts: Whole<1, 100>,
     /// Time a new slot has to become healthy, from the agent's first start in that boot.
     pub trial_limit_s: Seconds<5, 86_400>,
+    /// Time it has while the network is missing through no fault of the image, in all; counts only
+    /// where it is more than the usual time.
+    pub trial_outage_limit_s: Seconds<0, 604_800>,
     /// How long a restart waits for the hub to acknowledge the last report.
     pub restart_report_limit_s: Seconds<0, 300>,
 }
@@ -147,6 +150,7 @@ impl Default for Update {
             max_attempts: Whole::of(20),
             max_trial_starts: Whole::of(3),
             trial_limit_s: Seconds::of(600),
+            trial_outage_limit_s: Seconds::of(86_400),
             restart_report_limit_s: Seconds::of(10),
         }
     }

@@ -334,11 +334,13 @@ fn update(saved: &Saved, progress: &Progress) -> Value {
             put("bytesDownloaded", number(written.fetched_bytes));
             put("bytesWritten", number(written.image_bytes));
         }
-        State::Switching { attempt, .. } => {
+        State::Switching { run, attempt, .. } => {
             put("attempt", json!(attempt));
+            put("reason", json!(run.why_armed_again(*attempt)));
         }
         State::Trial { starts, .. } => {
             put("attempt", json!(starts));
+            put("waitsFor", json!(saved.state.waits_for().map(clip)));
         }
         State::RollingBack { reason, attempt, .. } => {
             put("attempt", json!(attempt));
@@ -388,6 +390,7 @@ fn run_fields(run: &Run) -> Map<String, Value> {
         ("version", json!(run.version())),
         ("slot", json!(run.target())),
         ("requestedTime", time(run.times.requested)),
+        ("armedAgain", json!(Some(run.passage.armed_again).filter(|times| *times > 0))),
     ];
     fields
         .into_iter()
