@@ -108,6 +108,7 @@ fn what_an_operator_wants_to_see_goes_before_what_a_boot_always_says() {
     let mut said = vec![
         entry(900, 4, "kernel", "mmc1: error -110").of_no_service(),
         entry(12_400, 5, "twinbootd", "slot B runs version 2.0.0 on trial"),
+        entry(13_000, 4, "twinbootd", "no hub session").with("TWINBOOT_WHY", "no such host"),
         entry(14_000, 3, "app", "cannot open /dev/ttyS7"),
         entry(14_100, 4, "init", "app.service: Failed with result 'exit-code'.").of_no_service(),
     ];
@@ -120,12 +121,13 @@ fn what_an_operator_wants_to_see_goes_before_what_a_boot_always_says() {
     ]);
     Machine::new(place.path(), 0xa).boot(FAILED, &said).write();
 
-    let told = folder(place.path(), 8).read(&known(FAILED)).unwrap();
+    let told = folder(place.path(), 9).read(&known(FAILED)).unwrap();
     assert_eq!(
         told,
         [
             "0.9s warning kernel: mmc1: error -110",
             "12.4s twinbootd: slot B runs version 2.0.0 on trial",
+            "13.0s warning twinbootd: no hub session why=no such host",
             "14.0s err app: cannot open /dev/ttyS7",
             "14.1s warning init: app.service: Failed with result 'exit-code'.",
             "20.2s chatter: I am well at 20299",
@@ -134,6 +136,14 @@ fn what_an_operator_wants_to_see_goes_before_what_a_boot_always_says() {
             "613.5s systemd-shutdown: Rebooting.",
         ]
     );
+    // What is said again and again takes one line, with its newest words.
+    let why = |at, why| entry(at, 4, "twinbootd", "no hub session").with("TWINBOOT_WHY", why);
+    let again = [entry(1000, 3, "app", "once"), why(2000, "slow"), why(3000, "refused")];
+    let other = "0e000000-0000-4000-8000-00000000000e";
+    Machine::new(place.path(), 0xb).boot(other, &again).write();
+    let told = folder(place.path(), 2).read(&known(other)).unwrap();
+    let (once, twice) = ("1.0s err app: once", "3.0s warning twinbootd (2 times): no hub session");
+    assert_eq!(told, [once, &format!("{twice} why=refused")]);
     // Few lines: a part is still from the end, and the newest of what tells most.
     let told = folder(place.path(), 2).read(&known(FAILED)).unwrap();
     assert_eq!(
@@ -203,7 +213,8 @@ fn whatever_was_said_becomes_few_short_harmless_lines() {
 
     // A boot of long lines stays below what a twin can spare, with the newest of them.
     let long = "\"quoted\" words ".repeat(40);
-    let said: Vec<_> = (0..100).map(|at| entry(at * 1000, 3, "app", &long)).collect();
+    let long = |at: u64| entry(at * 1000, 3, "app", &format!("{at} {long}"));
+    let said: Vec<_> = (0..100).map(long).collect();
     let place = TempDir::new().unwrap();
     Machine::new(place.path(), 0xa).boot(FAILED, &said).write();
     let told = folder(place.path(), 50).read(&known(FAILED)).unwrap();

@@ -177,7 +177,9 @@ async fn in_a_full_twin_the_journal_is_the_first_to_go() {
     let id = world.update("2.0.0.img").await;
     world.machine.restart_order(LIMIT).await.unwrap();
     world.machine.restart().await.unwrap();
-    world.write_journal(&before, &["something went wrong ".repeat(10).as_str(); 50]);
+    let errors: Vec<String> =
+        (0..50).map(|at| format!("{at} {}", "went wrong ".repeat(20))).collect();
+    world.write_journal(&before, &errors.iter().map(String::as_str).collect::<Vec<_>>());
     let mut events = world.events();
     world.machine.power_cut().unwrap();
     let twin = world.over(&id).await;

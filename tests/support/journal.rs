@@ -19,6 +19,7 @@ pub struct Entry {
     pub priority: u8,
     pub identifier: String,
     pub unit: Option<String>,
+    pub fields: Vec<(String, String)>,
     pub message: Vec<u8>,
 }
 
@@ -29,11 +30,18 @@ pub fn entry(since_boot_ms: u64, priority: u8, service: &str, message: &str) -> 
         priority,
         identifier: service.to_owned(),
         unit: Some(format!("{service}.service")),
+        fields: Vec::new(),
         message: message.as_bytes().to_vec(),
     }
 }
 
 impl Entry {
+    /// The same with a field of its own.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.fields.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The same by a program that is no service.
     pub fn of_no_service(mut self) -> Self {
         self.unit = None;
@@ -75,6 +83,9 @@ impl Machine {
             writeln!(text, "_BOOT_ID={boot}\n_MACHINE_ID={:032x}", self.id).unwrap();
             writeln!(text, "PRIORITY={}\nSYSLOG_IDENTIFIER={}", entry.priority, entry.identifier)
                 .unwrap();
+            for (name, value) in &entry.fields {
+                writeln!(text, "{name}={value}").unwrap();
+            }
             if let Some(unit) = &entry.unit {
                 writeln!(text, "_SYSTEMD_UNIT={unit}").unwrap();
             }
