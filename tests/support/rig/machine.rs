@@ -199,7 +199,7 @@ impl Machine {
     pub fn hears_restart(&self) -> bool {
         match self.scenario.fault {
             Fault::NoRestart => false,
-            Fault::StateReadOnlyAndDeaf => self.restarts % 2 == 0,
+            Fault::StateReadOnlyAndDeaf => self.restarts.is_multiple_of(2),
             _ => true,
         }
     }
