@@ -48,6 +48,10 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Between two signs of life to the supervisor.
 const ALIVE: Duration = Duration::from_secs(5);
 
+/// The longest that a blocking call may keep the loop: the bootloader's program with its longest
+/// limit, several times over. What takes longer is stuck, in a disk that does not answer any more.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+
 /// A hub session that was lost this short a time ago is being renewed, or will be back in a moment.
 const HUB_GRACE: Duration = Duration::from_secs(60);
 
@@ -445,15 +449,21 @@ impl Agent {
         }
     }
 
-    /// Waits for a blocking call of known length without looking dead to the supervisor.
+    /// Waits for a blocking call without looking dead to the supervisor, for as long as such a call
+    /// may take.
     async fn patiently<T>(&self, call: impl Future<Output = T>) -> T {
         tokio::pin!(call);
+        let began = Instant::now();
         loop {
             // Cancel-safe: `call` is pinned outside the loop.
             tokio::select! {
                 biased;
                 result = &mut call => return result,
-                () = tokio::time::sleep(ALIVE) => self.supervisor.alive(),
+                () = tokio::time::sleep(ALIVE) => {
+                    if began.elapsed() <= PATIENCE {
+                        self.supervisor.alive();
+                    }
+                }
             }
         }
     }

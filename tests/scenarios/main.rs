@@ -24,6 +24,7 @@ mod images;
 mod installer;
 mod interrupted;
 mod kill;
+mod last_words;
 mod operators;
 mod page;
 mod secrets;
