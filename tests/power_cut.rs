@@ -34,7 +34,7 @@ mod rig;
 
 use std::io::Write;
 
-use rig::{Act, Cut, Fault, Rig, Scenario, Script, When, Wrong};
+use rig::{Act, CABLE_OUT, Cut, Fault, Rig, Scenario, Script, When, Wrong};
 use twinboot::agent::Stop;
 use twinboot::update::{FailureKind, State};
 
@@ -207,6 +207,14 @@ fn rolled_back(kind: FailureKind) -> String {
 
 fn failed(kind: FailureKind) -> String {
     format!("failed: {}", kind.name())
+}
+
+/// While a trial waits for the network, the session knows that there is time left, and tries often.
+#[test]
+fn the_session_is_told_how_long_a_waiting_trial_lasts() {
+    let rig = device(Script::Uboot, Fault::CablePulled, UPDATE, &[], true);
+    let trial_ends = rig.machine().trial_ends;
+    assert!(trial_ends > CABLE_OUT, "{trial_ends:?}\n{}", rig.story());
 }
 
 /// Tryboot alone needs the argument, and nobody can tell that it was lost on the way.

@@ -62,6 +62,8 @@ pub struct Machine {
     pub passed: Vec<u8>,
     /// Versions that ran while the bootloader was told to confirm the running slot.
     pub confirmed: Vec<u8>,
+    /// The latest end of a trial that the session was told, to try the hub in time.
+    pub trial_ends: Duration,
     /// Starts of a version that was not confirmed.
     pub tries: usize,
     /// What the operator was told.
