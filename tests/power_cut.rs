@@ -18,6 +18,11 @@
 //! | accepting a request while busy | a run without an outcome | yes |
 //! | writing a slot that was not retired | a write to a slot that may start | yes |
 //! | not marking the running slot good again at a start | another slot after some starts | yes |
+//! | trying a slot again that was tried with the argument | another end of the update | yes |
+//! | confirming a slot that is just being restarted | no | yes |
+//! | not noting that the machine goes down cleanly | a good image lost by a restart | no |
+//! | not telling the session how long a trial waits | just that | no |
+//! | holding on to a restart that did not come | a trial that cannot be saved and never ends | no |
 
 #![allow(
     clippy::unwrap_used,
@@ -330,7 +335,11 @@ fn operators_get_what_they_asked_for_or_are_told_why_not() {
 fn every_cut(script: Script) {
     let mut tally = Tally::default();
     for fault in Fault::ALL {
-        for (number, (_, story)) in STORIES.iter().enumerate() {
+        for (number, (name, story)) in STORIES.iter().enumerate() {
+            // What the network does matters in a trial and at the way down, and nowhere else.
+            if fault.is_outside() && number > 0 && !name.ends_with("on trial") {
+                continue;
+            }
             let scene = (script, fault, *story);
             let kill_stride = if number == 0 { 1 } else { KILL_STRIDE };
             tally.cut_all(scene, &[], Cut::Power, (0, 1));
