@@ -291,14 +291,18 @@ impl Restarter for Machine {
         })
     }
 
-    fn stopping(&self) -> BoxFuture<'static, Option<Stop>> {
+    fn stopping(&self) -> BoxFuture<'static, Result<Option<Stop>, String>> {
         let config = Arc::clone(&self.config);
         Box::pin(async move {
             let ask = move || os::shutdown(&config.health.systemctl);
-            match tokio::task::spawn_blocking(ask).await.unwrap_or_default()? {
-                os::Shutdown::Restart => Some(Stop::Restart),
-                os::Shutdown::Other => Some(Stop::Other),
-            }
+            let shutdown = tokio::task::spawn_blocking(ask)
+                .await
+                .map_err(|error| error.to_string())?
+                .map_err(|error| chain(&error).to_string())?;
+            Ok(shutdown.map(|shutdown| match shutdown {
+                os::Shutdown::Restart => Stop::Restart,
+                os::Shutdown::Other => Stop::Other,
+            }))
         })
     }
 

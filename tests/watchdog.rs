@@ -159,8 +159,8 @@ impl Restarter for Board {
         std::future::pending().boxed()
     }
 
-    fn stopping(&self) -> BoxFuture<'static, Option<Stop>> {
-        std::future::ready(None).boxed()
+    fn stopping(&self) -> BoxFuture<'static, Result<Option<Stop>, String>> {
+        std::future::ready(Ok(None)).boxed()
     }
 
     fn carry(&self, _argument: &'static str) -> BoxFuture<'static, Result<(), String>> {

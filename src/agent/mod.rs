@@ -307,7 +307,12 @@ impl Agent {
         if !matters {
             return Ok(());
         }
-        let Some(stop) = self.restarter.stopping().await else { return Ok(()) };
+        let stop = self.restarter.stopping().await.unwrap_or_else(|problem| {
+            warn!(problem, "it is not known whether the machine goes down");
+            // It does at least if that was just ordered.
+            self.restarting.is_some().then_some(Stop::Restart)
+        });
+        let Some(stop) = stop else { return Ok(()) };
         info!(?stop, "the machine goes down");
         self.handle(Event::MachineStops { restarts: stop == Stop::Restart }, None).await
     }

@@ -85,7 +85,10 @@ pub trait Restarter: Send + Sync {
     fn restart(&self, argument: Option<&'static str>) -> BoxFuture<'static, Result<(), String>>;
     /// Whether the machine goes down cleanly just now, whoever ordered it. Quick, because systemd
     /// waits meanwhile.
-    fn stopping(&self) -> BoxFuture<'static, Option<Stop>>;
+    ///
+    /// # Errors
+    /// Nobody can tell; the text says why.
+    fn stopping(&self) -> BoxFuture<'static, Result<Option<Stop>, String>>;
     /// Has the restart that is under way carry the bootloader's one-shot argument.
     ///
     /// # Errors
