@@ -24,10 +24,10 @@ esac
 # ones that rustup would choose here.
 cargo=/usr/bin/cargo rustc=/usr/bin/rustc
 for tool in "$cargo" "$rustc" "$gnu-gcc" mmdebstrap; do
-    command -v "$tool" >/dev/null || fail "$tool is missing: make packages-$arch"
+    command -v "$tool" >/dev/null || fail "$tool is missing: make packages ARCH=$arch"
 done
 [ -d "$("$rustc" --print sysroot)/lib/rustlib/src/rust/library/std" ] ||
-    fail "the source of Rust's standard library is missing: make packages-$arch"
+    fail "the source of Rust's standard library is missing: make packages ARCH=$arch"
 
 # Made once; a folder that is there is whole, because it gets its name last.
 sysroot=$PWD/build/cross/$arch

@@ -1,6 +1,8 @@
 #!/bin/bash
 # Installs the Debian packages that building, testing and showing twinboot needs.
 # Quick and without network when nothing is missing. As root, or with sudo.
+#
+# Usage: debian.sh [arm64]: also what building for that architecture needs.
 set -euo pipefail
 
 packages=(
@@ -17,6 +19,13 @@ packages=(
 )
 # Debian's node, unless another is there already (its npm comes with it).
 command -v npm >/dev/null || packages+=(nodejs npm)
+
+case "${1:-}" in
+'') ;;
+# A cargo that builds the standard library, with its source; beside any cargo that is here already.
+arm64) packages+=(cargo-web rustc-web rust-web-src gcc-aarch64-linux-gnu) ;;
+*) echo "setup: the architecture must be arm64, not \"$1\"" >&2 && exit 1 ;;
+esac
 
 say() { echo "setup: $*"; }
 fail() {

@@ -162,6 +162,7 @@ done
 for tb_file in /boot/Image /boot/vmlinuz /vmlinuz; do
     if load ${tb_from} ${kernel_addr_r} ${tb_file}; then
         booti ${kernel_addr_r} ${tb_initrd} ${tb_tree}
+        bootz ${kernel_addr_r} ${tb_initrd} ${tb_tree}
     fi
 done
 
