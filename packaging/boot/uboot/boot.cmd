@@ -138,7 +138,7 @@ fi
 
 # ---- Boot it ----------------------------------------------------------------------------------
 
-echo "twinboot: slot ${tb_slot}; order ${BOOT_ORDER}, boots left A ${BOOT_A_LEFT}, B ${BOOT_B_LEFT}"
+echo "twinboot: booting slot ${tb_slot}; order ${BOOT_ORDER}, boots left A ${BOOT_A_LEFT}, B ${BOOT_B_LEFT}"
 if test ${tb_slot} = A; then setenv tb_label ${tb_label_A}; else setenv tb_label ${tb_label_B}; fi
 part number ${devtype} ${devnum} ${tb_label} tb_part
 setenv tb_from ${devtype} ${devnum}:${tb_part}

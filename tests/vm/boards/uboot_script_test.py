@@ -132,7 +132,7 @@ class Script(unittest.TestCase):
     def start(self, **how):
         """One start: the slot that was taken, and what stands in the environment afterwards."""
         self.said = self.disk.start(**how)
-        slots = [line[5] for line in self.said if line.startswith("slot ") and "order" in line]
+        slots = [line[13] for line in self.said if line.startswith("booting slot ")]
         self.assertEqual(self.said[-1], f"slot {slots[0]} does not boot")
         return slots[0], *self.disk.get()
 
@@ -141,7 +141,7 @@ class Script(unittest.TestCase):
         self.assertEqual(self.start(), ("A", "A B", "2", "3"))
         self.assertIn("no copy of the environment can be read", self.said[0])
         self.assertEqual(self.start(), ("A", "A B", "1", "3"))
-        self.assertTrue(self.said[0].startswith("slot A"), self.said)
+        self.assertTrue(self.said[0].startswith("booting slot A"), self.said)
 
     def test_a_trial_is_tried_once_and_counters_end_in_new_ones(self):
         self.disk.set("B A", "2", "1")
