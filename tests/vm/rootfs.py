@@ -24,6 +24,10 @@ BOARD_PACKAGES = {"amd64": [], "arm64": ["libubootenv-tool", "dosfstools"]}
 KERNEL = {"amd64": "linux-image-amd64", "arm64": "linux-image-arm64"}
 # Modules of the kernel that the slot keeps, those that the initrd loads first. What they need in
 # turn is kept as well.
+# What nothing in the machines uses, and every update would have to carry: an emulated processor
+# hashes every byte of an image twice.
+UNUSED = ["usr/lib/linux-image-*", "usr/lib/udev/hwdb.*", "usr/lib/*-linux-gnu/gconv",
+          "usr/lib/*-linux-gnu/perl", "usr/share/perl"]
 INITRD_MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "squashfs", "i6300esb"]
 SLOT_MODULES = ["virtio_net", "virtio_rng", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
                 "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop"]
@@ -270,6 +274,9 @@ def _packaged(board) -> Path:
         run(["chroot", partial, "dpkg", "--install", "/twinboot.deb"],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"})
         (partial / "twinboot.deb").unlink()
+        for pattern in UNUSED:
+            for unused in partial.glob(pattern):
+                shutil.rmtree(unused) if unused.is_dir() else unused.unlink()
         _configure(Tree(partial), board)
         _initrd(partial)
 

@@ -154,7 +154,7 @@ kind = "tryboot"
                 drive: list[str] | None = None, extra: list[str] = ()) -> Machine:
         drive = drive or ["-drive", f"file={disk},format=raw,if=none,id=disk"]
         return Pi(disk, folder, [*drive, "-device", "virtio-blk-pci,drive=disk", *network,
-                                 "-device", "virtio-rng-pci", *extra])
+                                 "-device", "virtio-rng-pci", "-device", "i6300esb", *extra])
 
     def variables(self, disk: Path) -> dict[str, str]:
         autoboot = disks.read_fat(disk, "boot", "autoboot.txt")

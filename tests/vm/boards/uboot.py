@@ -57,7 +57,7 @@ class UBoot(Board):
     arch = "arm64"
     # Debian's build does not read squashfs.
     filesystem = "ext4"
-    slot_mib = 192
+    slot_mib = 176
 
     def agent_config(self) -> str:
         return """
@@ -100,7 +100,7 @@ kind = "uboot"
             "-cpu", "cortex-a57", "-smp", "2", "-m", "512", "-nodefaults", "-no-user-config",
             "-bios", FIRMWARE,
             *drive, "-device", "virtio-blk-pci,drive=disk",
-            *network, "-device", "virtio-rng-pci",
+            *network, "-device", "virtio-rng-pci", "-device", "i6300esb",
             *extra,
         ], folder)
 
