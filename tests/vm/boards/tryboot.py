@@ -94,6 +94,7 @@ class Tryboot(Board):
     name = "tryboot"
     arch = "arm64"
     slot_mib = 96
+    refused = {"kernel-missing": "kernel8.img"}
     # The firmware says nothing on the console; the kernel's first words do.
     slot_seen = r"Kernel command line: .*\btwinboot\.slot=([AB])"
 
