@@ -4,6 +4,7 @@
 export PATH := $(PATH):/usr/sbin:/sbin
 RELEASE := target/release
 IMAGES  := build/images
+TRIPLE_arm64 := aarch64-unknown-linux-gnu
 
 # Our own tools, built here once. Unoptimised: they run for a second and would build for minutes.
 DENY := build/tools/cargo-deny-0.20.2
@@ -18,7 +19,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 packages:
-	@packaging/setup/debian.sh
+	@packaging/setup/debian.sh $(ARCH)
 
 setup: packages ## install what building and testing needs: Debian packages, Microsoft's SDKs
 	@packaging/setup/sdks.sh
@@ -59,8 +60,14 @@ units: packages
 image: packages ## the root file system images of the demo, the tests and the bench
 	@tests/image/build.sh $(IMAGES)
 
-deb: packages $(DEB) ## the Debian package for this machine, in target/debian
+deb: packages $(DEB) ## the Debian package for this machine, or ARCH=arm64, in target/debian
+ifeq ($(ARCH),)
 	$(DEB)/bin/cargo-deb --locked --deb-revision=1
+else
+	packaging/cross/build.sh $(ARCH)
+	$(DEB)/bin/cargo-deb --locked --deb-revision=1 --no-build --no-strip --variant=cross \
+		--target=$(TRIPLE_$(ARCH)) --output=target/debian/
+endif
 
 size: build ## the size of both programs
 	@stat --printf='%n %s bytes\n' $(RELEASE)/twinbootd $(RELEASE)/twinboot

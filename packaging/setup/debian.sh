@@ -2,9 +2,10 @@
 # Installs the Debian packages that building, testing and showing twinboot needs.
 # Quick and without network when nothing is missing. As root, or with sudo.
 #
-# Usage: packaging/setup/debian.sh [vm] [vm-arm]
-#   vm       also what tests/vm needs for the amd64 machine
-#   vm-arm   also what it needs for the arm64 machines, cross compiler included
+# Usage: packaging/setup/debian.sh [SET...]
+#   arm64      also what building for that architecture needs
+#   vm         also what tests/vm needs for the amd64 machine
+#   vm-arm64   also what it needs for the arm64 machines
 set -euo pipefail
 
 packages=(
@@ -19,22 +20,22 @@ packages=(
     # Microsoft's SDKs.
     python3 python3-venv
 )
-# Some must come from the same release as a package that is there already: PACKAGE/RELEASE.
 for set in "$@"; do
     case $set in
+    # A cargo that builds the standard library, with its source; beside any cargo that is here.
+    arm64) packages+=(cargo-web rustc-web rust-web-src gcc-aarch64-linux-gnu) ;;
+    # The machine, its disk and its network; kmod reads the kernel's modules for an image.
     vm)
-        # The machine, its disk and its network; kmod reads modules while an image is made.
         packages+=(qemu-system-x86 qemu-system-common qemu-system-data seabios qemu-utils
-            python3 gdisk mtools dosfstools squashfs-tools cpio kmod socat grub-common grub-pc-bin
-            binutils)
+            python3 gdisk mtools dosfstools squashfs-tools cpio kmod socat grub-common grub-pc-bin)
         ;;
-    vm-arm)
-        packages+=(qemu-system-arm qemu-efi-aarch64 qemu-user-static arch-test u-boot-qemu
-            u-boot-tools libubootenv-tool device-tree-compiler gcc-aarch64-linux-gnu
-            libc6-dev-arm64-cross)
+    # The machine, programs of another architecture while its images are made, and U-Boot.
+    vm-arm64)
+        packages+=(qemu-system-arm qemu-user-static arch-test u-boot-qemu u-boot-tools
+            device-tree-compiler)
         ;;
     *)
-        echo "setup: no set of packages \"$set\"; there are: vm, vm-arm" >&2
+        echo "setup: there is no set \"$set\"; there are: arm64, vm, vm-arm64" >&2
         exit 2
         ;;
     esac
@@ -78,7 +79,6 @@ named=("${missing[@]}")
 if dpkg-query -W -f '${Version}\n' 'qemu-*' 2>/dev/null | grep -q 'bpo12'; then
     for i in "${!named[@]}"; do
         case ${named[$i]} in
-        qemu-efi-*) ;;
         qemu-system-* | qemu-utils | seabios) named[i]+=/bookworm-backports ;;
         esac
     done

@@ -6,7 +6,7 @@ import subprocess
 from process import REPOSITORY, RigError, say
 
 # Debian's architecture names, and the command that makes the package.
-_MAKE = {"amd64": ["make", "deb"]}
+_MAKE = {"amd64": ["make", "deb"], "arm64": ["make", "deb", "ARCH=arm64"]}
 
 
 def build(arch: str) -> None:

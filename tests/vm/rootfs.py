@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -18,6 +19,8 @@ PACKAGES = [
     "systemd-sysv", "udev", "dbus", "iproute2", "kmod", "e2fsprogs", "ca-certificates", "libssl3",
     "busybox-static", "util-linux",
 ]
+# What only the boards of one architecture need: the tools of their boot loaders.
+BOARD_PACKAGES = {"amd64": [], "arm64": ["libubootenv-tool", "dosfstools"]}
 KERNEL = {"amd64": "linux-image-amd64", "arm64": "linux-image-arm64"}
 # Modules of the kernel that the slot keeps, those that the initrd loads first. What they need in
 # turn is kept as well.
@@ -28,8 +31,8 @@ IMAGE_FILES = Path(__file__).parent / "image"
 # What no story needs, taken out last: every byte of an image is decrypted and hashed by an emulated
 # processor.
 PRUNED = [
-    "usr/share/doc", "usr/share/perl*", "usr/share/zoneinfo", "usr/lib/udev/hwdb*", "usr/bin/perl*",
-    "usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/libperl*",
+    "usr/lib/linux-image-*", "usr/share/doc", "usr/share/perl*", "usr/share/zoneinfo", "usr/lib/udev/hwdb*",
+    "usr/bin/perl*", "usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/libperl*",
     "usr/bin/apt*", "usr/lib/apt", "usr/lib/*-linux-gnu/libapt*", "var/lib/dpkg/info", "var/cache/*",
     "usr/lib/*-linux-gnu/libdb-*", "usr/lib/*-linux-gnu/libstdc++*", "usr/bin/openssl",
 ]
@@ -235,6 +238,23 @@ depmod --basedir "$root" "$version"
 """
 
 
+# The programs that Debian's qemu-user-static names for the kernel.
+_EMULATED = {"arm64": Path("/usr/lib/binfmt.d/qemu-aarch64.conf")}
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+
+
+def _emulate(arch: str) -> None:
+    """Lets this machine run programs of `arch`, as systemd would have at its start: trees of
+    another architecture run their packages' scripts."""
+    if arch not in _EMULATED or not subprocess.run(["arch-test", arch], capture_output=True).returncode:
+        return
+    if not (_BINFMT / "register").exists():
+        run(["mount", "-t", "binfmt_misc", "binfmt_misc", _BINFMT])
+    for line in _EMULATED[arch].read_text().splitlines():
+        if line.startswith(":"):
+            (_BINFMT / "register").write_text(line)
+
+
 def base(arch: str) -> Path:
     """The tar of the Debian that all images of `arch` share."""
     hook = _KERNEL_HOOK.format(kernel=KERNEL[arch], initrd=" ".join(INITRD_MODULES),
@@ -242,12 +262,13 @@ def base(arch: str) -> Path:
     excluded = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"]
     command = [
         "mmdebstrap", "--quiet", f"--architectures={arch}", "--variant=essential",
-        f"--include={','.join(PACKAGES)}", "--aptopt=Acquire::Retries \"3\"",
+        f"--include={','.join(PACKAGES + BOARD_PACKAGES[arch])}", "--aptopt=Acquire::Retries \"3\"",
         *(f"--dpkgopt=path-exclude={path}" for path in excluded),
     ]
     key = _digest(SUITE, command, hook)
 
     def make(partial: Path) -> None:
+        _emulate(arch)
         say(f"Debian {SUITE} for {arch} is being made; this takes minutes, once")
         script = partial.with_suffix(".hook")
         script.write_text(hook)
@@ -265,6 +286,7 @@ def _packaged(board) -> Path:
     key = _digest(tar.name, deb, Path(__file__), board.recipe(), *sorted(IMAGE_FILES.iterdir()))
 
     def make(partial: Path) -> None:
+        _emulate(board.arch)
         say(f"{board.name}: installs {deb.name} into the tree")
         partial.mkdir()
         run(["tar", "--extract", "--numeric-owner", f"--directory={partial}", f"--file={tar}"])

@@ -16,6 +16,8 @@ BOOT_LIMIT_S = 300
 UPDATE_LIMIT_S = 900
 
 GOOD = "good"
+# Only where the boot loader is armed by the restart itself (tryboot).
+FLAG_LOST = "flag-lost"
 
 
 class StoryError(RigError):
@@ -194,6 +196,10 @@ def bad(rig: Rig, variant: str) -> None:
     ends = BAD[variant]
     slot, old = rig.running()
     run_id = rig.send("6.6.6", variant, ends.desired)
+    if variant in rig.board.refused:
+        refused(rig, variant, run_id)
+        untempted(rig, slot, old, run_id)
+        return
     rig.wait_boot(other(slot), UPDATE_LIMIT_S)
     rig.say(f"slot {other(slot)} is tried")
     rig.wait_boot(slot, UPDATE_LIMIT_S)
@@ -208,7 +214,21 @@ def bad(rig: Rig, variant: str) -> None:
     need(tutorial["error"]["code"] == ends.code, "the tutorials see why", tutorial)
     need((ours["bootedSlot"], ours["runningVersion"]) == (slot, old), f"{old} runs", ours)
     rig.say(f"the twin says: {last['reason']}")
-    # One more start, with all counters at their limits: nothing is tried again.
+    untempted(rig, slot, old, run_id)
+
+
+def refused(rig: Rig, variant: str, run_id: str) -> None:
+    """The board's installer does not take the image: it is not tried, and the twin says why."""
+    twin = rig.wait_over(run_id)
+    last, tutorial = twin["twinboot"]["lastUpdate"], twin["iothubDM"]["firmwareUpdate"]
+    need((last["result"], last["code"]) == ("failed", "installer"), "the installer refused it", last)
+    need(re.search(rig.board.refused[variant], last["reason"]), "the reason tells why", last)
+    need(tutorial["error"]["code"] == "installer", "the tutorials see why", tutorial)
+    rig.say(f"the twin says: {last['reason']}")
+
+
+def untempted(rig: Rig, slot: str, old: str, run_id: str) -> None:
+    """One more start, with all counters at their limits: nothing is tried again."""
     fetched = len(rig.cloud.transfers(rig.name))
     rig.off()
     variables = rig.board.variables(rig.disk)
@@ -222,10 +242,33 @@ def bad(rig: Rig, variant: str) -> None:
          rig.cloud.transfers(rig.name))
 
 
+def flag_lost(rig: Rig) -> None:
+    """The power goes after the update is armed and before the restart: a flag for one start that
+    the firmware keeps in memory is lost. The update is armed again, and says so."""
+    slot, old = rig.running()
+    new = "2.0.0" if old == "1.0.0" else "1.0.0"
+    run_id = rig.send(new)
+    # Once before the boot loader is told, once after.
+    for _ in range(2):
+        rig.machine.wait_for(f"restarting into slot {other(slot)}", UPDATE_LIMIT_S)
+    rig.off()
+    rig.say("the plug is pulled between arming and the restart")
+    rig.on()
+    rig.wait_boot(slot)
+    rig.wait_boot(other(slot), UPDATE_LIMIT_S)
+    rig.say(f"armed again: slot {other(slot)} is tried")
+    last = rig.wait_over(run_id)["twinboot"]["lastUpdate"]
+    need(last["result"] == "succeeded", "the update succeeded", last)
+    need(last.get("armedAgain") == 1, "it says that it was armed again", last)
+    need(rig.running() == (other(slot), new), f"{new} runs in slot {other(slot)}", rig.running())
+
+
 def tell(name: str):
     """The story with this name, as a function of the rig."""
     if name == GOOD:
         return good
+    if name == FLAG_LOST:
+        return flag_lost
     if name in BAD:
         return lambda rig: bad(rig, name)
-    raise RigError(f"no story {name}; there are: {', '.join([GOOD, *BAD])}")
+    raise RigError(f"no story {name}; there are: {', '.join([GOOD, FLAG_LOST, *BAD])}")
