@@ -13,30 +13,44 @@ from pathlib import Path
 
 SIGNATURE = b"# GRUB Environment Block\n"
 
-# `loads` names the slots whose kernel can be read. Everything that a script may call is here: an
-# unknown command ends the run with an error, so that the oracle never guesses.
+# `loads` names the slots whose kernel can be read, `readable` the environment blocks that GRUB can
+# read. An unknown command ends the run with an error, so that the oracle never guesses.
 GRUB = r"""
-shopt -s expand_aliases
-env_ok=__ENV_OK__
 loads=" __LOADS__ "
-declare -A block=( __BLOCK__ )
+declare -A readable=( __READABLE__ ) block=( __BLOCK__ )
 result() { builtin printf '%s\0' "$@" >&3; }
-save_all() { for name in "${!block[@]}"; do result "env" "$name" "${block[$name]}"; done; }
+finish() {
+    for name in "${!block[@]}"; do result env "$name" "${block[$name]}"; done
+    result "$@"
+    exit 0
+}
 set() {
     for word; do
-        case $word in *=*) declare -g "${word%%=*}=${word#*=}" ;; esac
+        case $word in *=*) declare -g "${word%%=*}=${word#*=}" ;; *) result unknown "set $word"; exit 9 ;; esac
     done
 }
-unset() { for name; do declare -g "$name="; done; }
+take_file() {
+    file=grubenv
+    case $1 in -f | --file) file=${2##*/}; return 2 ;; --file=*) file=${1##*/}; return 1 ;; esac
+}
 load_env() {
-    [ "$env_ok" = 1 ] || return 1
-    for name in "${!block[@]}"; do declare -g "$name=${block[$name]}"; done
+    take_file "$@"; shift $?
+    [ -n "${readable[$file]}" ] || return 1
+    for name in "${!block[@]}"; do
+        [ "${name%%:*}" = "$file" ] || continue
+        for wanted in "$@" $(( $# ? 0 : 1 )); do
+            # Without names all are loaded.
+            if [ $# = 0 ] || [ "${name#*:}" = "$wanted" ]; then
+                declare -g "${name#*:}=${block[$name]}"
+            fi
+        done
+    done
 }
 save_env() {
-    while [ "${1:0:1}" = - ]; do case $1 in -f | --file) shift 2 ;; *) shift ;; esac; done
+    take_file "$@"; shift $?
     # GRUB refuses to write into what is no block.
-    [ "$env_ok" = 1 ] || return 1
-    for name; do block[$name]=${!name}; done
+    [ -n "${readable[$file]}" ] || return 1
+    for name; do block[$file:$name]=${!name}; done
 }
 linux() {
     slot=
@@ -44,21 +58,15 @@ linux() {
     case $loads in *" $slot "*) loaded=$slot ;; *) return 1 ;; esac
 }
 initrd() { [ -n "$loaded" ]; }
-boot() { [ -n "$loaded" ] || return 1; save_all; result boot "$loaded"; exit 0; }
-reboot() { save_all; result reboot; exit 0; }
-halt() { result halt; exit 0; }
-search() {
-    variable=root
-    for word; do
-        case $word in --set=*) variable=${word#--set=} ;; esac
-    done
-    declare -g "$variable=hd0,${!#}"
-}
-nothing() { :; }
-for name in insmod serial terminal_input terminal_output terminal sleep echo probe configfile; do
-    alias $name=nothing
-done
-prefix='(hd0,gpt1)/grub' root=hd0,gpt1 cmdpath= grub_platform=pc grub_cpu=i386
+boot() { [ -n "$loaded" ] || return 1; finish boot "$loaded"; }
+reboot() { finish reboot; }
+halt() { finish halt; }
+regexp() { :; }
+probe() { :; }
+insmod() { :; }
+sleep() { :; }
+echo() { :; }
+prefix='(hd0,gpt1)' root=hd0,gpt1
 command_not_found_handle() { result unknown "$1"; exit 9; }
 """
 
@@ -73,10 +81,10 @@ class Start:
 
     # The slot that boots; None: the machine resets at once, or stops.
     slot: str | None
-    # What the boot loader says if it is no slot: `reboot`, `end`.
+    # How the script ended: `boot`, `reboot`, `halt`, or `end`, which is GRUB's prompt.
     how: str
     # The environment afterwards.
-    environment: dict[str, str]
+    environment: "Blocks"
 
 
 def grub_block(content: bytes) -> dict[str, str] | None:
@@ -110,27 +118,45 @@ def _line(text: bytes) -> tuple[bytes, bool, bytes]:
     return text, False, b""
 
 
-def grub(script: str, environment: dict[str, str] | None, loads: set[str]) -> Start:
-    """One start with GRUB: what `script` does if the block holds `environment`."""
-    block = environment or {}
+# What the blocks hold, by the names of their files; None where GRUB cannot read one.
+Blocks = dict[str, dict[str, str] | None]
+
+
+def grub(script: str, blocks: Blocks, loads: set[str]) -> Start:
+    """One start with GRUB: what `script` does if the blocks hold that."""
+    held = {
+        f"{file}:{name}": value
+        for file, variables in blocks.items()
+        for name, value in (variables or {}).items()
+    }
+    readable = {file: "yes" for file, variables in blocks.items() if variables is not None}
     head = (
-        GRUB.replace("__ENV_OK__", "0" if environment is None else "1")
-        .replace("__LOADS__", " ".join(sorted(loads)))
-        .replace("__BLOCK__", " ".join(f"[{_quoted(n)}]={_quoted(v)}" for n, v in block.items()))
+        GRUB.replace("__LOADS__", " ".join(sorted(loads)))
+        .replace("__READABLE__", _table(readable))
+        .replace("__BLOCK__", _table(held))
     )
-    # Without a `boot` at its end GRUB boots what was loaded when a menu entry ends; outside one it
-    # shows its prompt and waits.
-    return _run(f"{head}{script}\nsave_all\nresult end\n", block)
+    # Without a `boot` at its end GRUB shows its prompt and waits.
+    slot, how, saved = _run(f"{head}{script}\nfinish end\n")
+    after: Blocks = {file: None if v is None else dict(v) for file, v in blocks.items()}
+    for name, value in saved.items():
+        file, _, variable = name.partition(":")
+        (after.get(file) or {})[variable] = value
+    return Start(slot, how, after)
+
+
+def _table(values: dict[str, str]) -> str:
+    return " ".join(f"[{_quoted(name)}]={_quoted(value)}" for name, value in values.items())
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _run(text: str, before: dict[str, str]) -> Start:
+def _run(text: str) -> tuple[str | None, str, dict[str, str]]:
+    """The slot that boots, how the script ended, and the variables that it left."""
     with tempfile.TemporaryFile() as out:
         run = subprocess.run(
-            ["bash", "--norc", "-c", f"exec 3>&{out.fileno()}\n{text}"],
+            ["/bin/bash", "--norc", "-c", f"exec 3>&{out.fileno()}\n{text}"],
             pass_fds=[out.fileno()],
             env={"PATH": "/nonexistent", "LC_ALL": "C"},
             capture_output=True,
@@ -139,36 +165,26 @@ def _run(text: str, before: dict[str, str]) -> Start:
         )
         out.seek(0)
         words = out.read().decode().split("\0")[:-1]
-    environment, slot, how = dict(before), None, ""
-    at = 0
-    while at < len(words):
-        match words[at]:
-            case "env":
-                environment[words[at + 1]] = words[at + 2]
-                at += 3
-            case "boot":
-                slot, how = words[at + 1], "boot"
-                at += 2
-            case "unknown":
-                raise NotRun(f"the boot script calls {words[at + 1]}")
-            case word:
-                how = how or word
-                at += 1
-    if run.returncode or not how:
-        raise NotRun(f"the boot script failed: {run.stderr.decode().strip()}")
-    return Start(slot, how, environment)
+    if "unknown" in words:
+        raise NotRun(f"the boot script calls {words[words.index('unknown') + 1]}")
+    saved: dict[str, str] = {}
+    while len(words) > 2 and words[0] == "env":
+        saved[words[1]] = words[2]
+        words = words[3:]
+    match words:
+        case ["boot", slot]:
+            return slot, "boot", saved
+        case ["reboot" | "halt" | "end" as how] if not run.returncode:
+            return None, how, saved
+    raise NotRun(f"the boot script failed: {run.stderr.decode().strip()}")
 
 
-def starts(
-    script: Path, environment: dict[str, str] | None, loads: set[str], most: int = 6
-) -> list[Start]:
-    """So many starts one after the other, as if what boots never did anything."""
+def starts(script: Path, blocks: Blocks, loads: set[str], most: int = 6) -> list[str | None]:
+    """The slots of so many starts one after the other, if what boots never does anything."""
     text = script.read_text()
     found = []
     for _ in range(most):
-        start = grub(text, environment, loads)
-        found.append(start)
-        # What could not be read still cannot be read: GRUB writes into a valid block only.
-        environment = None if environment is None else start.environment
+        start = grub(text, blocks, loads)
+        found.append(start.slot)
+        blocks = start.environment
     return found
-

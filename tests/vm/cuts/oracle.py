@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cuts import bootscript
+from cuts.fat import Damaged, Fat
 from cuts.layout import SECTOR, Partition
 from cuts.statefile import NotUnderstood, Saved, lies
 from cuts.writelog import Cut, Disk
@@ -100,15 +102,34 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Board:
-    """What differs between the boot loaders."""
+class BootLoader:
+    """What a boot loader does with a disk."""
 
-    # The variables as the boot loader would read them from the boot partition; None: none.
-    environment: Callable[[Region], dict[str, str] | None]
-    # What boots, start by start, if nothing confirms it, given the slots that can be loaded.
-    starts: Callable[[dict[str, str] | None, set[str]], list[str | None]]
-    # Name of the partition with the variables.
-    boot: str
+    # Name of the partition with its variables.
+    partition: str
+    # The slots of the next starts, if what boots never does anything, and which of its files it
+    # could not read.
+    starts: Callable[[Region], tuple[list[str | None], list[str]]]
+
+
+ENVIRONMENTS = ("grubenv", "grubenv.spare")
+
+
+def grub(script: Path) -> BootLoader:
+    """GRUB with the shipped script, and its variables on a FAT partition."""
+
+    def starts(boot: Region) -> tuple[list[str | None], list[str]]:
+        blocks: bootscript.Blocks = {}
+        for name in ENVIRONMENTS:
+            try:
+                blocks[name] = bootscript.grub_block(Fat(boot.read).file(name))
+            except Damaged:
+                blocks[name] = None
+        # A slot that is not whole may load and would be a brick: so the script finds every kernel.
+        found = bootscript.starts(script, blocks, {"A", "B"})
+        return found, [name for name, variables in blocks.items() if variables is None]
+
+    return BootLoader("boot", starts)
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,7 @@ class Oracle:
     def __init__(
         self,
         disk: Disk,
-        board: Board,
+        boot_loader: BootLoader,
         parts: dict[str, Partition],
         slots: dict[str, str],
         data: str,
@@ -169,15 +190,15 @@ class Oracle:
         """`slots` and `data` name partitions; `images` are the whole ones that may be in a slot;
         `keeps` are files on the data partition that no update changes. `sees_all` says that every
         prefix outside the slots will be judged: only then the age of a state can be told."""
-        self.disk, self.board = disk, board
+        self.disk, self.boot_loader = disk, boot_loader
         self.watches = {
             slot: [SlotWatch(disk, parts[name], image) for image in images]
             for slot, name in slots.items()
         }
-        self.boot = Region(disk, parts[board.boot])
+        self.boot = Region(disk, parts[boot_loader.partition])
         self.data = Region(disk, parts[data])
         self.state_file, self.sees_all = state_file, sees_all
-        self._boots: dict[object, tuple[bool, list[str | None]]] = {}
+        self._boots: dict[object, tuple[list[str | None], list[str]]] = {}
         self._datas: dict[object, Data] = {}
         self._work = tempfile.TemporaryDirectory(prefix="oracle-", dir=_memory())
         self._kept = {name: self._dump_base(name) for name in keeps}
@@ -201,11 +222,11 @@ class Oracle:
         whole = {
             slot for slot, watches in self.watches.items() if any(w.is_whole for w in watches)
         }
-        readable, starts = self._starts()
+        starts, unreadable = self._starts()
         data = self._data()
         verdict = Verdict(cut, next((slot for slot in starts if slot), None), None)
-        if not readable:
-            verdict.notes.append("boot loader's variables lost")
+        if unreadable:
+            verdict.notes.append(f"unreadable: {', '.join(unreadable)}")
         if verdict.chosen is None:
             verdict.bricks.append(f"nothing boots ({starts})")
         elif verdict.chosen not in whole:
@@ -253,19 +274,15 @@ class Oracle:
         home = run["from"]
         if home not in whole:
             verdict.bricks.append(f"slot {home}, the way back, is not whole ({saved})")
-        elif starts[-1] != home:
-            verdict.bricks.append(f"slot {starts[-1]} boots for ever, unconfirmed ({saved})")
+        elif home not in starts:
+            verdict.bricks.append(f"slot {verdict.chosen} boots for ever, unconfirmed ({saved})")
         if verdict.chosen != home and saved.kind == "trial":
             verdict.notes.append("the trial boots once more")
 
-    def _starts(self) -> tuple[bool, list[str | None]]:
+    def _starts(self) -> tuple[list[str | None], list[str]]:
         key = self.boot.key
         if key not in self._boots:
-            environment = self.board.environment(self.boot)
-            # A slot that is not whole may boot as well, and would be a brick: the boot loader
-            # cannot know. So it loads whatever it is told to.
-            starts = self.board.starts(environment, set(self.watches))
-            self._boots[key] = environment is not None, starts
+            self._boots[key] = self.boot_loader.starts(self.boot)
         return self._boots[key]
 
     def _data(self) -> Data:
