@@ -203,9 +203,8 @@ class Oracle:
         self._work = tempfile.TemporaryDirectory(prefix="oracle-", dir=_memory())
         self._kept = {name: self._dump_base(name) for name in keeps}
         # States of the file that a cut may leave now: the one at the last flush, and newer ones.
-        self._may_load: set[bytes | None] = set()
+        self._may_load: list[bytes | None] = []
         self._durable_at = -1
-        self._newest: bytes | None = None
 
     def close(self) -> None:
         """Removes what it worked with."""
@@ -253,9 +252,8 @@ class Oracle:
             # Only a flush narrows down what may come back.
             if self.data.version != self._durable_at:
                 self._durable_at = self.data.version
-                self._may_load = {self._newest} if self._newest is not None else set()
-            self._newest = data.state
-            self._may_load.add(data.state)
+                del self._may_load[:-1]
+            self._may_load.append(data.state)
         elif self.sees_all and data.state not in self._may_load:
             verdict.untruths.append("a state comes back that was replaced for good, or never was")
         if data.state is None:
