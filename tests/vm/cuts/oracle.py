@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cuts import bootscript
-from cuts.fat import Damaged, Fat
-from cuts.layout import SECTOR, Partition
+from cuts.fat import Damaged, Fat, Read
+from cuts.layout import SECTOR, Partition, partitions
 from cuts.statefile import NotUnderstood, Saved, lies
 from cuts.writelog import Cut, Disk
 
@@ -107,22 +107,23 @@ class BootLoader:
 
     # Name of the partition with its variables.
     partition: str
-    # The slots of the next starts, if what boots never does anything, and which of its files it
-    # could not read.
-    starts: Callable[[Region], tuple[list[str | None], list[str]]]
+    # Reads that partition. The slots of the next starts, if what boots never does anything, and
+    # the files that could not be read.
+    starts: Callable[[Read], tuple[list[str | None], list[str]]]
 
 
+SCRIPTS = Path(__file__).resolve().parents[3] / "packaging/boot"
 ENVIRONMENTS = ("grubenv", "grubenv.spare")
 
 
-def grub(script: Path) -> BootLoader:
+def grub(script: Path = SCRIPTS / "grub/grub.cfg") -> BootLoader:
     """GRUB with the shipped script, and its variables on a FAT partition."""
 
-    def starts(boot: Region) -> tuple[list[str | None], list[str]]:
+    def starts(read: Read) -> tuple[list[str | None], list[str]]:
         blocks: bootscript.Blocks = {}
         for name in ENVIRONMENTS:
             try:
-                blocks[name] = bootscript.grub_block(Fat(boot.read).file(name))
+                blocks[name] = bootscript.grub_block(Fat(read).file(name))
             except Damaged:
                 blocks[name] = None
         # A slot that is not whole may load and would be a brick: so the script finds every kernel.
@@ -132,13 +133,20 @@ def grub(script: Path) -> BootLoader:
     return BootLoader("boot", starts)
 
 
+def next_slots(read: Read) -> list[str | None]:
+    """What GRUB takes at the next starts of a disk."""
+    part = partitions(read)["boot"]
+    return grub().starts(lambda at, length: read(part.offset + at, length))[0]
+
+
 @dataclass(frozen=True)
 class Data:
     """What the data partition comes up with."""
 
-    # Exit code of e2fsck -p.
+    # Exit codes of e2fsck -p, and of e2fsck -y where that did not do.
     fsck: int
-    # What it said, if it could not mend all.
+    repair: int
+    # What they said, if they could not mend all.
     complaint: str
     # The state file; None if there is none.
     state: bytes | None
@@ -233,15 +241,15 @@ class Oracle:
         elif not set(filter(None, starts)) <= whole:
             verdict.notes.append("a broken slot would be tried after failed starts")
         self._judge_data(verdict, data)
-        if data.fsck < 4:
+        if data.repair < 4:
             self._judge_state(verdict, data, whole, starts)
         return verdict
 
     def _judge_data(self, verdict: Verdict, data: Data) -> None:
-        if data.fsck >= 8:
-            verdict.notes.append(f"data partition needs a full repair: {data.complaint}")
-        elif data.fsck >= 4:
-            verdict.bricks.append(f"data partition is damaged: {data.complaint}")
+        if data.fsck >= 4:
+            verdict.notes.append(f"data partition needs a full repair (code {data.fsck})")
+        if data.repair >= 4:
+            verdict.bricks.append(f"data partition cannot be repaired: {data.complaint}")
         elif data.spoilt:
             verdict.bricks.append(f"data partition lost {', '.join(data.spoilt)}")
 
@@ -280,7 +288,7 @@ class Oracle:
     def _starts(self) -> tuple[list[str | None], list[str]]:
         key = self.boot.key
         if key not in self._boots:
-            self._boots[key] = self.boot_loader.starts(self.boot)
+            self._boots[key] = self.boot_loader.starts(self.boot.read)
         return self._boots[key]
 
     def _data(self) -> Data:
@@ -311,24 +319,33 @@ class Oracle:
         return image
 
     def _come_up(self) -> Data:
-        """What a start does with the data partition: check it, mount it, load the state."""
+        """What a start does with the data partition: check it, mount it, load the state.
+
+        With `fsck.repair=yes` on the kernel's command line systemd runs `fsck -y`, which goes to a
+        spare superblock by itself.
+        """
         image = self._image()
-        check = subprocess.run(
-            ["e2fsck", "-p", image], env=TOOLS, capture_output=True, text=True, check=False
-        )
-        said = " ".join((check.stdout + check.stderr).split())[:200]
-        complaint = said if check.returncode >= 4 else ""
+        code, _ = _check(image, "-p")
+        repair, said = _check(image, "-y") if code >= 4 else (0, "")
         state = _dump(image, self.state_file)
         spoilt = tuple(name for name, had in self._kept.items() if _dump(image, name) != had)
-        return Data(check.returncode, complaint, state, spoilt)
+        return Data(code, repair, said, state, spoilt)
 
     def _dump_base(self, name: str) -> bytes:
         image = self._image()
-        subprocess.run(["e2fsck", "-p", image], env=TOOLS, capture_output=True, check=False)
+        _check(image, "-p")
         content = _dump(image, name)
         if content is None:
             raise ValueError(f"the data partition has no {name}")
         return content
+
+
+def _check(image: Path, how: str) -> tuple[int, str]:
+    """Exit code of e2fsck, and what it said."""
+    run = subprocess.run(
+        ["e2fsck", how, image], env=TOOLS, capture_output=True, text=True, check=False
+    )
+    return run.returncode, " ".join((run.stdout + run.stderr).split())[:300]
 
 
 def _dump(image: Path, name: str) -> bytes | None:

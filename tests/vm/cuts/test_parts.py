@@ -275,7 +275,13 @@ class TheOracle(MadeDisk):
 
     def test_a_data_partition_without_its_superblock_is_counted(self) -> None:
         verdict = self.last(("data", 1024, bytes(1024)))
-        self.assertIn("full repair", str(verdict.notes))
+        self.assertIn("full repair (code 8)", str(verdict.notes))
+        self.assertTrue(verdict.is_good, verdict)
+
+    def test_a_data_partition_without_any_superblock_is_a_brick(self) -> None:
+        size = self.parts["data"].bytes
+        verdict = self.last(("data", 0, bytes(size)))
+        self.assertIn("cannot be repaired", str(verdict.bricks))
 
     def test_the_device_s_own_files_must_stay(self) -> None:
         with_files = self.at / "tree" / "credential"
