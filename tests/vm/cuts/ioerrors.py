@@ -16,7 +16,7 @@ from cuts.layout import SECTOR, partitions
 from cuts.nbd import FLUSH, READ, WRITE, Fault
 from cuts.record import images
 from cuts.soak import VolatileRig
-from cuts.truth import Brick, Tally, Untruth, check, rest
+from cuts.truth import Tally, Untruth, check, rest
 
 # For faults that do not go away by themselves.
 FOR_EVER = None
@@ -125,35 +125,46 @@ def torn_superblock(rig: VolatileRig, known: dict[str, bytes]) -> None:
     check(rig, status, last_slot(rig), rig.device.read, known)
 
 
-def run(folder: Path) -> int:
-    """All cases, one after the other on one machine as long as it lives; returns the exit code."""
+NAMES = ["torn superblock", *CASES, "saving the state"]
+
+
+def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
+    """The case with this name."""
+    match name:
+        case "torn superblock":
+            return torn_superblock
+        case "saving the state":
+            return state_cannot_be_saved
+        case _ if name in CASES:
+            return lambda rig, known: update_on_failing_disk(rig, CASES[name], known)
+    raise RigError(f"no case {name!r}; there are: {', '.join(map(repr, NAMES))}")
+
+
+def run(folder: Path, names: list[str]) -> int:
+    """The named cases, or all, one after the other on one machine as long as it lives; returns the
+    exit code."""
+    left = [(name, _case(name)) for name in names or NAMES]
+    total, failures = len(left), []
     board = boards.board("grub")
     packages.build(board.arch)
     tally = Tally()
-    failures = []
-    cases: list[tuple[str, Callable[[VolatileRig, dict], None]]] = [
-        ("torn superblock", torn_superblock),
-        *((name, lambda rig, known, case=case: update_on_failing_disk(rig, case, known))
-          for name, case in CASES.items()),
-        ("saving the state", state_cannot_be_saved),
-    ]  # fmt: skip
-    while cases:
+    while left:
         with (
-            Cloud(folder / f"cloud-{len(cases)}") as cloud,
-            VolatileRig(board, cloud, folder / f"machine-{len(cases)}") as rig,
+            Cloud(folder / f"cloud-{len(left)}") as cloud,
+            VolatileRig(board, cloud, folder / f"machine-{len(left)}") as rig,
         ):
             known = by_version(images(rig))
             name = "first boot"
             try:
                 rig.factory()
-                while cases:
-                    name, case = cases.pop(0)
+                while left:
+                    name, case = left.pop(0)
                     say(f"I/O errors: {name}")
                     tally.cuts += 1
                     case(rig, known)
             except RigError as error:
-                tally.bricks += isinstance(error, Brick)
                 tally.untruths += isinstance(error, Untruth)
+                tally.bricks += not isinstance(error, Untruth)
                 kept = BUILD / "failed" / f"io-{name.replace(' ', '-')}"
                 rig.keep(kept)
                 failures.append(f"{name}: {error}\nkept: {kept}")
@@ -162,5 +173,6 @@ def run(folder: Path) -> int:
                     break
     for failure in failures:
         print(f"\n{failure}")
-    print(f"I/O errors: {len(CASES) + 2} cases, {len(failures)} failed; {tally}")
+    print(f"I/O errors: {total} cases, {len(failures)} failed")
+    print(tally)
     return 1 if failures else 0

@@ -115,16 +115,18 @@ def trial(rig: VolatileRig, seed: str, known: dict[str, bytes], tally: Tally) ->
     check(rig, status, last_slot(rig), rig.device.read, known)
 
 
-def run(folder: Path, seed: int, trials: int) -> int:
-    """So many trials, on one machine after the other's end; returns the exit code."""
+def run(folder: Path, seed: int, trials: int, only: int | None = None) -> int:
+    """So many trials, on one machine until it fails; returns the exit code. `only` repeats one
+    choice of moment and losses."""
     board = boards.board("grub")
     packages.build(board.arch)
     for variant in (SICK,):
         rootfs.slot_image(board, "6.6.6", variant)
     tally = Tally()
     failures = []
-    number = 0
-    while number < trials:
+    left = [only] if only else list(range(1, trials + 1))
+    while left:
+        number = left[0]
         with (
             Cloud(folder / f"cloud-{number}") as cloud,
             VolatileRig(board, cloud, folder / f"machine-{number}") as rig,
@@ -132,8 +134,8 @@ def run(folder: Path, seed: int, trials: int) -> int:
             known = by_version(images(rig))
             try:
                 rig.factory()
-                while number < trials:
-                    number += 1
+                while left:
+                    number = left.pop(0)
                     say(f"trial {number} of {trials}, seed {seed}:{number}: {tally}")
                     trial(rig, f"{seed}:{number}", known, tally)
             except RigError as error:
@@ -146,7 +148,8 @@ def run(folder: Path, seed: int, trials: int) -> int:
                     disks.copy(image, kept / "cut.img")
                 failures.append(f"trial {number}, seed {seed}:{number}: {error}\nkept: {kept}")
                 say(f"FAILED: {failures[-1]}")
-                number = max(number, 1)
+                if not tally.cuts:
+                    break
     for failure in failures:
         print(f"\n{failure}")
     print(tally)
