@@ -28,13 +28,16 @@ INITRD_MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "squashfs",
 SLOT_MODULES = ["virtio_net", "virtio_rng", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
                 "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop"]
 IMAGE_FILES = Path(__file__).parent / "image"
+# As it is loaded: the file may be edited while a run goes on.
+_RECIPE = Path(__file__).read_text()
 # What no story needs, taken out last: every byte of an image is decrypted and hashed by an emulated
 # processor.
 PRUNED = [
-    "usr/lib/linux-image-*", "usr/share/doc", "usr/share/perl*", "usr/share/zoneinfo", "usr/lib/udev/hwdb*",
-    "usr/bin/perl*", "usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/libperl*",
+    "usr/lib/linux-image-*", "usr/lib/udev/hwdb*", "usr/share/doc", "usr/share/zoneinfo",
+    "usr/share/perl*", "usr/bin/perl*", "usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/libperl*",
     "usr/bin/apt*", "usr/lib/apt", "usr/lib/*-linux-gnu/libapt*", "var/lib/dpkg/info", "var/cache/*",
-    "usr/lib/*-linux-gnu/libdb-*", "usr/lib/*-linux-gnu/libstdc++*", "usr/bin/openssl",
+    "usr/lib/*-linux-gnu/libdb-*", "usr/lib/*-linux-gnu/libstdc++*", "usr/lib/*-linux-gnu/gconv",
+    "usr/bin/openssl",
 ]
 
 # How long a new image has to become healthy, and when the guard looks, in seconds. Emulated
@@ -155,7 +158,15 @@ def _health_fails(tree: Tree) -> None:
 
 
 def _freezes(tree: Tree) -> None:
+    # systemd stops where it is, and with it what feeds the hardware watchdog.
     tree.early_unit("freeze.service", "kill -SEGV 1")
+
+
+def _hangs(tree: Tree) -> None:
+    # systemd is well and feeds the watchdog, but nothing of ours would be started in its turn.
+    tree.early_unit("hang.service", "sleep infinity")
+    _guard(tree, EARLY_GUARD_S)
+    _failing(tree)
 
 
 def _clock_unset(tree: Tree) -> None:
@@ -175,6 +186,7 @@ VARIANTS = {
     "wrong-credentials": _wrong_credentials,
     "health-fails": _health_fails,
     "freezes-early": _freezes,
+    "hangs-early": _hangs,
     "clock-unset": _clock_unset,
 }
 
@@ -283,7 +295,7 @@ def base(arch: str) -> Path:
 def _packaged(board) -> Path:
     """The shared Debian with our package and the board's configuration, as a tree."""
     tar, deb = base(board.arch), board.deb()
-    key = _digest(tar.name, deb, Path(__file__), board.recipe(), *sorted(IMAGE_FILES.iterdir()))
+    key = _digest(tar.name, deb, _RECIPE, board.recipe(), *sorted(IMAGE_FILES.iterdir()))
 
     def make(partial: Path) -> None:
         _emulate(board.arch)
@@ -333,6 +345,7 @@ def _configure(tree: Tree, board) -> None:
     tree.write("etc/systemd/journald.conf.d/rig.conf", """\
         [Journal]
         Storage=persistent
+        SyncIntervalSec=5s
         SystemMaxUse=16M
         ForwardToConsole=yes
         MaxLevelConsole=info

@@ -39,6 +39,8 @@ class Bad:
     # Whether the image is sent by desired properties, which a device might be tempted to follow
     # again and again, or by method.
     desired: bool = True
+    # A line of the failed boot's journal that the twin must show, if that boot got so far.
+    journal: str | None = None
 
 
 # What each variant of `rootfs.VARIANTS` ends with.
@@ -46,12 +48,13 @@ BAD = {
     "kernel-missing": Bad("fellBack", "bootloader"),
     "init-missing": Bad("fellBack", "bootloader"),
     "panic-at-boot": Bad("fellBack", "bootloader", desired=False),
-    "agent-missing": Bad("fellBack", "bootloader"),
-    "agent-crashes": Bad("fellBack", "bootloader"),
+    "agent-missing": Bad("fellBack", "bootloader", journal="Failed at step EXEC"),
+    "agent-crashes": Bad("fellBack", "bootloader", journal="SEGV"),
     "no-network": Bad("unhealthy", "hub"),
     "wrong-credentials": Bad("unhealthy", "hub", desired=False),
-    "health-fails": Bad("unhealthy", "the pump does not answer"),
+    "health-fails": Bad("unhealthy", "the pump does not answer", journal="the pump does not"),
     "freezes-early": Bad("fellBack", "bootloader"),
+    "hangs-early": Bad("fellBack", "bootloader"),
     "clock-unset": Bad("unhealthy", "clock"),
 }
 
@@ -105,7 +108,7 @@ class Rig:
         """Waits until the device reports, in a session of this boot, that it runs `version` in
         `slot`, confirmed."""
         self.wait_boot(slot)
-        self.machine.wait_for(r"hub session|session with the hub|connected", BOOT_LIMIT_S)
+        self.machine.wait_for(r"connected to the hub", BOOT_LIMIT_S)
         def settled(twin):
             ours = twin.get("twinboot", {})
             return ours.get("confirmed") and ours.get("bootedSlot") == slot
@@ -214,7 +217,20 @@ def bad(rig: Rig, variant: str) -> None:
     need(tutorial["error"]["code"] == ends.code, "the tutorials see why", tutorial)
     need((ours["bootedSlot"], ours["runningVersion"]) == (slot, old), f"{old} runs", ours)
     rig.say(f"the twin says: {last['reason']}")
+    if ends.journal:
+        shows_journal(rig, ends.journal)
     untempted(rig, slot, old, run_id)
+
+
+def shows_journal(rig: Rig, line: str) -> None:
+    """The twin shows what the failed boot wrote last; the report does not wait for that."""
+    def told(twin):
+        last = twin["twinboot"]["lastUpdate"]
+        return "journal" in last or "journalNote" in last
+    last = rig.wait(told, BOOT_LIMIT_S, "the failed boot's journal")["twinboot"]["lastUpdate"]
+    shown = [text for text in last.get("journal", []) if re.search(line, text)]
+    need(shown, f"the failed boot's journal tells of {line!r}", last)
+    rig.say(f"its journal: {shown[0]}")
 
 
 def refused(rig: Rig, variant: str, run_id: str) -> None:
