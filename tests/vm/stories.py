@@ -59,6 +59,9 @@ BAD = {
 }
 
 
+NAMES = [GOOD, FLAG_LOST, *BAD]
+
+
 class Rig:
     """One machine with its disk and its cloud, through any number of updates."""
 
@@ -151,6 +154,10 @@ class Rig:
         """Slot and version that run, as the twin says."""
         ours = self.cloud.reported()["twinboot"]
         return ours["bootedSlot"], ours["runningVersion"]
+
+    def machine_log(self) -> Path:
+        """The console of all boots so far."""
+        return self.folder / "console.log"
 
     def keep(self, to: Path) -> None:
         """Keeps what a failure left: disk, console, twin, and the servers' logs."""
@@ -287,4 +294,4 @@ def tell(name: str):
         return flag_lost
     if name in BAD:
         return lambda rig: bad(rig, name)
-    raise RigError(f"no story {name}; there are: {', '.join([GOOD, FLAG_LOST, *BAD])}")
+    raise RigError(f"no story {name}; there are: {', '.join(NAMES)}")
