@@ -5,10 +5,12 @@ with our .deb really installed, the board's configuration and the edits of one v
 """
 
 import hashlib
+import io
 import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import textwrap
 from pathlib import Path
 
@@ -200,6 +202,18 @@ def _digest(*parts) -> str:
     return total.hexdigest()[:16]
 
 
+def _content(deb: Path) -> str:
+    """What a package installs, whenever it was made; its documents do not count."""
+    total = hashlib.sha256(run(["dpkg-deb", "--info", deb, "postinst"]).encode())
+    data = io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", deb], text=False))
+    with tarfile.open(fileobj=data) as members:
+        for member in members:
+            if member.isfile() and "/usr/share/" not in member.name:
+                total.update(f"{member.name} {member.mode:o}\n".encode())
+                total.update(members.extractfile(member).read())
+    return total.hexdigest()
+
+
 def _cached(path: Path, make) -> Path:
     """`path`, made by `make(partial path)` if it is not there. Nothing half done ever has its name."""
     if not path.exists():
@@ -295,7 +309,7 @@ def base(arch: str) -> Path:
 def _packaged(board) -> Path:
     """The shared Debian with our package and the board's configuration, as a tree."""
     tar, deb = base(board.arch), board.deb()
-    key = _digest(tar.name, deb, _RECIPE, board.recipe(), *sorted(IMAGE_FILES.iterdir()))
+    key = _digest(tar.name, _content(deb), _RECIPE, board.recipe(), *sorted(IMAGE_FILES.iterdir()))
 
     def make(partial: Path) -> None:
         _emulate(board.arch)
@@ -428,6 +442,7 @@ def slot_image(board, version: str, variant: str = "good") -> Path:
     path = BUILD / "images" / f"{packaged.name}-{version}-{variant}.{board.filesystem}"
 
     def make(partial: Path) -> None:
+        say(f"{board.name}: image {version} {variant}")
         work = partial.with_suffix(".tree")
         try:
             tree(board, version, variant, work)
