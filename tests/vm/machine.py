@@ -73,6 +73,7 @@ class Machine:
                     with self._news:
                         self._text += data.decode(errors="replace")
                         self._news.notify_all()
+                self._process.stdout.close()
                 self._process.wait()
                 on = self._start_again(self._text[begun:])
         with self._news:
