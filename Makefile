@@ -12,7 +12,7 @@ DEB  := build/tools/cargo-deb-3.8.0
 quick-install = CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --locked --root
 
-.PHONY: help packages setup build test demo bench check fmt clippy deny doc units image deb size \
+.PHONY: help packages setup build test demo bench vm-soak check fmt clippy deny doc units image deb size \
 	clean-images
 
 help: ## this list
@@ -37,6 +37,9 @@ demo: build image ## one update from the cloud call to the confirmed boot; ARGS=
 
 bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
+
+vm-soak: packages ## power cuts at random moments of a real machine's updates; N=trials SEED=number
+	python3 tests/vm soak $(or $(N),100) --seed $(or $(SEED),1)
 
 check: fmt clippy deny doc units ## format, lints, dependencies, documentation, systemd units
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ import packages
 import rootfs
 import stories
 from cloud import Cloud
+from cuts import enumerate, ioerrors, soak
 from process import BUILD, RigError, say
+
+CUTS = Path(__file__).parent / "cuts"
 
 # What the sets run: a board, and its stories in this order on one machine.
 CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
@@ -107,6 +111,20 @@ def build(names: list[str]) -> int:
     return 0
 
 
+def parts() -> int:
+    """The parts of the power-cut rig that need no machine."""
+    return subprocess.run([sys.executable, CUTS / "test_parts.py"], check=False).returncode
+
+
+def with_folder(name: str, work) -> int:
+    """Runs `work(folder)` with a folder that is removed afterwards."""
+    folder = run_folder(name)
+    try:
+        return work(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 tests/vm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -117,6 +135,20 @@ def arguments() -> argparse.Namespace:
     one = commands.add_parser("story", help="chosen stories on one board")
     one.add_argument("board")
     one.add_argument("name", nargs="+", help=f"of: {', '.join([stories.GOOD, *stories.BAD])}")
+    commands.add_parser("parts", help="the power-cut rig's own tests, without a machine")
+    one = commands.add_parser("enumerate", help="every state that a power cut could leave in an"
+                              " update, and some of them booted")
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--losses", type=int, default=1, metavar="N",
+                     help="random losses of unflushed writes for each write (1)")
+    one.add_argument("--boots", type=int, default=3, metavar="N",
+                     help="states that are booted (3)")
+    one = commands.add_parser("soak", help="power cuts at random moments of the story")
+    one.add_argument("trials", type=int)
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--only", type=int, metavar="TRIAL", help="this trial of the seed alone")
+    one = commands.add_parser("ioerrors", help="updates on disks that fail")
+    one.add_argument("case", nargs="*", help=f"of: {', '.join(map(repr, ioerrors.NAMES))}")
     return parser.parse_args()
 
 
@@ -136,6 +168,16 @@ def main() -> int:
                 for name in given.name:
                     stories.tell(name)
                 return tell_stories({given.board: given.name})
+            case "parts":
+                return parts()
+            case "enumerate":
+                return with_folder("enumerate", lambda folder: enumerate.run(
+                    folder, given.seed, given.losses, given.boots))
+            case "soak":
+                return with_folder("soak", lambda folder: soak.run(
+                    folder, given.seed, given.trials, given.only))
+            case "ioerrors":
+                return with_folder("ioerrors", lambda folder: ioerrors.run(folder, given.case))
     except RigError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 1

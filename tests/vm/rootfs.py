@@ -24,20 +24,25 @@ BOARD_PACKAGES = {"amd64": [], "arm64": ["libubootenv-tool", "dosfstools"]}
 KERNEL = {"amd64": "linux-image-amd64", "arm64": "linux-image-arm64"}
 # Modules of the kernel that the slot keeps, those that the initrd loads first. What they need in
 # turn is kept as well.
-# What nothing in the machines uses, and every update would have to carry: an emulated processor
-# hashes every byte of an image twice.
-UNUSED = ["usr/lib/linux-image-*", "usr/lib/udev/hwdb.*", "usr/lib/*-linux-gnu/gconv",
-          "usr/lib/*-linux-gnu/perl", "usr/share/perl"]
 INITRD_MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "squashfs", "i6300esb"]
 SLOT_MODULES = ["virtio_net", "virtio_rng", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
                 "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop"]
 IMAGE_FILES = Path(__file__).parent / "image"
+# What no story needs, taken out last: every byte of an image is decrypted and hashed by an emulated
+# processor.
+PRUNED = [
+    "usr/lib/linux-image-*", "usr/share/doc", "usr/share/perl*", "usr/share/zoneinfo", "usr/lib/udev/hwdb*",
+    "usr/bin/perl*", "usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/libperl*",
+    "usr/bin/apt*", "usr/lib/apt", "usr/lib/*-linux-gnu/libapt*", "var/lib/dpkg/info", "var/cache/*",
+    "usr/lib/*-linux-gnu/libdb-*", "usr/lib/*-linux-gnu/libstdc++*", "usr/bin/openssl",
+]
 
 # How long a new image has to become healthy, and when the guard looks, in seconds. Emulated
 # machines are slow; images that are meant to fail need not be waited for that long.
-TRIAL_LIMIT_S = 180
+TRIAL_LIMIT_S = 300
 FAILING_TRIAL_LIMIT_S = 30
-GUARD_S = 100
+GUARD_S = 400
+EARLY_GUARD_S = 45
 
 
 class Tree:
@@ -99,6 +104,16 @@ class Tree:
         self.write("etc/twinboot/twinboot.toml", before + head + after)
 
 
+def _guard(tree: Tree, seconds: int) -> None:
+    tree.write("etc/systemd/system/twinboot-trial.timer.d/rig.conf", f"""\
+        [Timer]
+        # Resets all the timers of the unit.
+        OnBootSec=
+        OnBootSec={seconds}
+        OnUnitInactiveSec={seconds}
+        """)
+
+
 def _failing(tree: Tree) -> None:
     tree.setting("update", f"trial_limit_s = {FAILING_TRIAL_LIMIT_S}")
 
@@ -107,8 +122,14 @@ def _panic(tree: Tree) -> None:
     tree.early_unit("panic.service", "echo c >/proc/sysrq-trigger")
 
 
+def _agent_missing(tree: Tree) -> None:
+    tree.remove("usr/bin/twinbootd")
+    _guard(tree, EARLY_GUARD_S)
+
+
 def _agent_crashes(tree: Tree) -> None:
     tree.write("usr/bin/twinbootd", "#!/bin/sh\nkill -SEGV $$\n", 0o755)
+    _guard(tree, EARLY_GUARD_S)
 
 
 def _no_network(tree: Tree) -> None:
@@ -148,7 +169,7 @@ VARIANTS = {
     "kernel-missing": lambda tree: tree.remove("boot/vmlinuz"),
     "init-missing": lambda tree: tree.remove("usr/sbin/init"),
     "panic-at-boot": _panic,
-    "agent-missing": lambda tree: tree.remove("usr/bin/twinbootd"),
+    "agent-missing": _agent_missing,
     "agent-crashes": _agent_crashes,
     "no-network": _no_network,
     "wrong-credentials": _wrong_credentials,
@@ -274,9 +295,9 @@ def _packaged(board) -> Path:
         run(["chroot", partial, "dpkg", "--install", "/twinboot.deb"],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"})
         (partial / "twinboot.deb").unlink()
-        for pattern in UNUSED:
-            for unused in partial.glob(pattern):
-                shutil.rmtree(unused) if unused.is_dir() else unused.unlink()
+        for pattern in PRUNED:
+            for found in partial.glob(pattern):
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
         _configure(Tree(partial), board)
         _initrd(partial)
 
@@ -318,17 +339,11 @@ def _configure(tree: Tree, board) -> None:
         """)
     tree.write("etc/systemd/system.conf.d/rig.conf", """\
         [Manager]
-        RuntimeWatchdogSec=30
+        RuntimeWatchdogSec=60
         RebootWatchdogSec=2min
         ShowStatus=no
         """)
-    tree.write("etc/systemd/system/twinboot-trial.timer.d/rig.conf", f"""\
-        [Timer]
-        OnBootSec=
-        OnBootSec={GUARD_S}
-        OnUnitInactiveSec=
-        OnUnitInactiveSec={GUARD_S}
-        """)
+    _guard(tree, GUARD_S)
     # Set for each device on the kernel's command line; the root is read-only.
     tree.write("etc/machine-id", "")
     link = "etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
@@ -413,8 +428,10 @@ def slot_image(board, version: str, variant: str = "good") -> Path:
 def lay_out(tree: Path, filesystem: str, slot_mib: int, path: Path) -> None:
     """The tree as a file system in a file."""
     if filesystem == "squashfs":
+        # What the boot loader reads is compressed already, and boot loaders inflate slowly.
         run(["mksquashfs", tree, path, "-noappend", "-no-progress", "-quiet", "-comp", "gzip",
-             "-Xcompression-level", "6", "-b", "128K"])
+             "-Xcompression-level", "6", "-b", "128K",
+             "-action", "uncompressed@subpathname(boot)"])
     elif filesystem == "ext4":
         with open(path, "wb") as image:
             image.truncate(slot_mib << 20)
