@@ -155,6 +155,14 @@ class Machine:
         self._process.stdin.close()
         self._errors.close()
 
+    def quit(self) -> None:
+        """Ends QEMU in order, so that the files of its drives are whole. The guest notices nothing."""
+        with self._plug:
+            self._off = True
+        self.qmp("quit")
+        self.wait_end(60)
+        self.power_cut()
+
     def qmp(self, command: str, **arguments) -> dict:
         """Asks QEMU's monitor; for instance `system_reset`, `quit`, `set_link`."""
         if not self._qmp:
