@@ -45,7 +45,7 @@ PRUNED = [
 # How long a new image has to become healthy, and when the guard looks, in seconds. Emulated
 # machines are slow; images that are meant to fail need not be waited for that long.
 TRIAL_LIMIT_S = 300
-FAILING_TRIAL_LIMIT_S = 30
+FAILING_TRIAL_LIMIT_S = 60
 GUARD_S = 400
 EARLY_GUARD_S = 45
 
