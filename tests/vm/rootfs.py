@@ -127,14 +127,23 @@ def _panic(tree: Tree) -> None:
     tree.early_unit("panic.service", "echo c >/proc/sysrq-trigger")
 
 
+def _guard_after_journal(tree: Tree) -> None:
+    """An early guard, which lets the failed boot write its journal: the twin is to show that."""
+    _guard(tree, EARLY_GUARD_S)
+    tree.write("etc/systemd/system/twinboot-trial.timer.d/journal.conf", """\
+        [Unit]
+        After=systemd-journal-flush.service
+        """)
+
+
 def _agent_missing(tree: Tree) -> None:
     tree.remove("usr/bin/twinbootd")
-    _guard(tree, EARLY_GUARD_S)
+    _guard_after_journal(tree)
 
 
 def _agent_crashes(tree: Tree) -> None:
     tree.write("usr/bin/twinbootd", "#!/bin/sh\nkill -SEGV $$\n", 0o755)
-    _guard(tree, EARLY_GUARD_S)
+    _guard_after_journal(tree)
 
 
 def _no_network(tree: Tree) -> None:
