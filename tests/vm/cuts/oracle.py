@@ -7,6 +7,7 @@ What must be true of every disk that a power cut leaves:
 * the state file loads, is as old as the last flush at most, and tells nothing that is not so.
 """
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from boards.tryboot import SLOT_OF_PARTITION, boot_partition
 from cuts import bootscript
 from cuts.fat import Damaged, Fat, Read
 from cuts.layout import SECTOR, Partition, partitions
@@ -169,7 +171,8 @@ def _copy(content: bytes) -> tuple[int, dict[str, str]] | None:
     """Number and variables of one copy; None if its checksum is wrong."""
     if zlib.crc32(content[5:]) != int.from_bytes(content[:4], "little"):
         return None
-    texts = content[5:].split(b"\0\0", 1)[0].split(b"\0")
+    # The first empty string is the end.
+    texts = itertools.takewhile(bool, content[5:].split(b"\0"))
     pairs = (text.decode("utf-8", "replace").partition("=") for text in texts)
     return content[4], {name: value for name, equals, value in pairs if equals}
 
@@ -182,8 +185,24 @@ def _left(value: str | None) -> int:
         return 0
 
 
+def tryboot() -> BootLoader:
+    """The Raspberry Pi's firmware: what it takes without the flag, which no cut leaves."""
+
+    def starts(read: Read) -> tuple[list[str | None], list[str]]:
+        try:
+            autoboot = Fat(read).file("autoboot.txt")
+            slot = SLOT_OF_PARTITION.get(boot_partition(autoboot, one_shot=False))
+            # The flag must lead somewhere, too.
+            boot_partition(autoboot, one_shot=True)
+        except (Damaged, ValueError):
+            return [None], ["autoboot.txt"]
+        return [slot], []
+
+    return BootLoader("boot", starts)
+
+
 # By the names of the boards.
-BOOT_LOADERS = {"grub": grub, "uboot": uboot}
+BOOT_LOADERS = {"grub": grub, "uboot": uboot, "tryboot": tryboot}
 
 
 def next_slots(board: str, read: Read) -> list[str | None]:
