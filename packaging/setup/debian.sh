@@ -29,10 +29,10 @@ for set in "$@"; do
         packages+=(qemu-system-x86 qemu-system-common qemu-system-data seabios qemu-utils
             python3 gdisk mtools dosfstools squashfs-tools cpio kmod socat grub-common grub-pc-bin)
         ;;
-    # The machine, programs of another architecture while its images are made, and U-Boot.
+    # The machine, programs of another architecture while its images are made, U-Boot and its tools.
     vm-arm64)
         packages+=(qemu-system-arm qemu-user-static arch-test u-boot-qemu u-boot-tools
-            device-tree-compiler)
+            libubootenv-tool device-tree-compiler)
         ;;
     *)
         echo "setup: there is no set \"$set\"; there are: arm64, vm, vm-arm64" >&2
