@@ -14,6 +14,7 @@ pub mod hub;
 pub mod install;
 pub mod logging;
 pub mod os;
+pub mod rauc;
 pub mod request;
 pub mod store;
 pub mod supervisor;

@@ -26,6 +26,7 @@ mod interrupted;
 mod kill;
 mod operators;
 mod page;
+mod rauc;
 mod secrets;
 mod state;
 
