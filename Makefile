@@ -4,6 +4,7 @@
 export PATH := $(PATH):/usr/sbin:/sbin
 RELEASE := target/release
 IMAGES  := build/images
+TRIPLE_arm64 := aarch64-unknown-linux-gnu
 
 # Our own tools, built here once. Unoptimised: they run for a second and would build for minutes.
 DENY := build/tools/cargo-deny-0.20.2
@@ -11,14 +12,14 @@ DEB  := build/tools/cargo-deb-3.8.0
 quick-install = CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --locked --root
 
-.PHONY: help packages setup build test demo bench check fmt clippy deny doc units image deb size \
+.PHONY: help packages setup build test demo bench vm-soak check fmt clippy deny doc units image deb size \
 	clean-images
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 packages:
-	@packaging/setup/debian.sh
+	@packaging/setup/debian.sh $(ARCH)
 
 setup: packages ## install what building and testing needs: Debian packages, Microsoft's SDKs
 	@packaging/setup/sdks.sh
@@ -36,6 +37,9 @@ demo: build image ## one update from the cloud call to the confirmed boot; ARGS=
 
 bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
+
+vm-soak: packages ## power cuts at random moments of a real machine's updates; N=trials SEED=number
+	python3 tests/vm soak $(or $(N),100) --seed $(or $(SEED),1)
 
 check: fmt clippy deny doc units ## format, lints, dependencies, documentation, systemd units
 
@@ -59,8 +63,14 @@ units: packages
 image: packages ## the root file system images of the demo, the tests and the bench
 	@tests/image/build.sh $(IMAGES)
 
-deb: packages $(DEB) ## the Debian package for this machine, in target/debian
+deb: packages $(DEB) ## the Debian package for this machine, or ARCH=arm64, in target/debian
+ifeq ($(ARCH),)
 	$(DEB)/bin/cargo-deb --locked --deb-revision=1
+else
+	packaging/cross/build.sh $(ARCH)
+	$(DEB)/bin/cargo-deb --locked --deb-revision=1 --no-build --no-strip --variant=cross \
+		--target=$(TRIPLE_$(ARCH)) --output=target/debian/
+endif
 
 size: build ## the size of both programs
 	@stat --printf='%n %s bytes\n' $(RELEASE)/twinbootd $(RELEASE)/twinboot

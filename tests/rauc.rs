@@ -256,6 +256,7 @@ fn a_missing_bus_and_a_missing_service_are_told_before_anything_is_fetched() {
     assert_failure(error, FailureKind::Installer, &["RAUC's service is not there", "install RAUC"]);
     let error = board.bootloader().facts().unwrap_err().to_string();
     assert!(error.contains("RAUC's service is not there"), "{error}");
+    assert_eq!(board.bootloader().running().unwrap(), Slot::A);
 
     board.settings.bus = "/nowhere/bus".into();
     let error = board.installer().prepare(Slot::B, Some(1)).unwrap_err();

@@ -95,10 +95,14 @@ impl Bootloader for RaucBoot {
             }
             // It still installs what was ordered before a restart of the agent.
             Err(BootError::Rauc(RaucError::Busy)) => {
-                Ok(BootFacts { running: running::running(&self.slots, &self.sysroot)?, next: None })
+                Ok(BootFacts { running: self.running()?, next: None })
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn running(&mut self) -> Result<Slot, BootError> {
+        running::running(&self.slots, &self.sysroot)
     }
 
     fn retire(&mut self, slot: Slot) -> Result<(), BootError> {

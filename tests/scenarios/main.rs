@@ -29,6 +29,7 @@ mod page;
 mod rauc;
 mod secrets;
 mod state;
+mod trial;
 
 #[path = "../support/world.rs"]
 mod world;

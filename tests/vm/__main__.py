@@ -1,0 +1,189 @@
+"""`python3 tests/vm COMMAND`: real boots, in emulated machines."""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import boards
+import packages
+import rootfs
+import stories
+from cloud import Cloud
+from cuts import enumerate, ioerrors, soak
+from process import BUILD, RigError, say
+
+CUTS = Path(__file__).parent / "cuts"
+
+# What the sets run: a board, and its stories in this order on one machine.
+CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
+SHORT = {"grub": ["good", *stories.BAD]}
+
+
+@dataclass
+class Outcome:
+    """How a story ended."""
+
+    board: str
+    story: str
+    seconds: float
+    problem: str | None = None
+
+
+def tell_stories(wanted: dict[str, list[str]]) -> int:
+    """Runs the stories and returns the exit code."""
+    outcomes = []
+    for name, names in wanted.items():
+        board = boards.board(name)
+        packages.build(board.arch)
+        rootfs.slot_image(board, "1.0.0")
+        queue = list(names)
+        while queue:
+            outcomes += run_on_one_machine(board, queue)
+    print("\n  board    story               result   seconds")
+    for outcome in outcomes:
+        result = "FAILED" if outcome.problem else "ok"
+        print(f"  {outcome.board:<8} {outcome.story:<19} {result:<8} {outcome.seconds:7.0f}")
+    for outcome in outcomes:
+        if outcome.problem:
+            print(f"\n{outcome.board} {outcome.story}: {outcome.problem}")
+    return 1 if any(outcome.problem for outcome in outcomes) else 0
+
+
+def run_on_one_machine(board, queue: list[str]) -> list[Outcome]:
+    """Takes stories from the queue until it is empty or one fails: the next one then deserves a new
+    machine."""
+    outcomes = []
+    folder = run_folder(board.name)
+    try:
+        with Cloud(folder / "cloud") as cloud, stories.Rig(board, cloud, folder / "machine") as rig:
+            story, begun = "first boot", time.monotonic()
+            try:
+                rig.factory()
+                outcomes.append(Outcome(board.name, story, time.monotonic() - begun))
+                while queue:
+                    story, begun = queue.pop(0), time.monotonic()
+                    say(f"{board.name}: story {story}")
+                    stories.tell(story)(rig)
+                    outcomes.append(Outcome(board.name, story, time.monotonic() - begun))
+            except RigError as error:
+                took = time.monotonic() - begun
+                kept = BUILD / "failed" / f"{board.name}-{story.replace(' ', '-')}"
+                rig.keep(kept)
+                shutil.copytree(folder / "cloud", kept / "cloud", symlinks=True)
+                say(f"{board.name}: story {story} FAILED; disk, console and twin: {kept}")
+                outcomes.append(Outcome(board.name, story, took, f"{error}\nkept: {kept}"))
+                if story == "first boot":
+                    queue.clear()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return outcomes
+
+
+def run_folder(name: str) -> Path:
+    """A folder for this run; those of runs that were killed are removed."""
+    runs = BUILD / "run"
+    runs.mkdir(parents=True, exist_ok=True)
+    for left in runs.iterdir():
+        owner = left.name.rpartition("-")[2]
+        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = runs / f"{name}-{os.getpid()}"
+    folder.mkdir()
+    return folder
+
+
+def build(names: list[str]) -> int:
+    """Everything that the stories need beforehand."""
+    for name in names:
+        board = boards.board(name)
+        packages.build(board.arch)
+        rootfs.slot_image(board, "1.0.0")
+        rootfs.slot_image(board, "2.0.0")
+        for variant in stories.BAD:
+            rootfs.slot_image(board, "6.6.6", variant)
+        say(f"{name}: the images are ready")
+    return 0
+
+
+def parts() -> int:
+    """The parts of the power-cut rig that need no machine."""
+    return subprocess.run([sys.executable, CUTS / "test_parts.py"], check=False).returncode
+
+
+def with_folder(name: str, work) -> int:
+    """Runs `work(folder)` with a folder that is removed afterwards."""
+    folder = run_folder(name)
+    try:
+        return work(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python3 tests/vm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("build", help="package, hub and images; kept until they change")
+    one.add_argument("board", nargs="*", default=list(SHORT))
+    commands.add_parser("ci", help="what fits into CI's time")
+    commands.add_parser("short", help="every board, every story")
+    one = commands.add_parser("story", help="chosen stories on one board")
+    one.add_argument("board")
+    one.add_argument("name", nargs="+", help=f"of: {', '.join([stories.GOOD, *stories.BAD])}")
+    commands.add_parser("parts", help="the power-cut rig's own tests, without a machine")
+    one = commands.add_parser("enumerate", help="every state that a power cut could leave in an"
+                              " update, and some of them booted")
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--losses", type=int, default=1, metavar="N",
+                     help="random losses of unflushed writes for each write (1)")
+    one.add_argument("--boots", type=int, default=3, metavar="N",
+                     help="states that are booted (3)")
+    one = commands.add_parser("soak", help="power cuts at random moments of the story")
+    one.add_argument("trials", type=int)
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--only", type=int, metavar="TRIAL", help="this trial of the seed alone")
+    one = commands.add_parser("ioerrors", help="updates on disks that fail")
+    one.add_argument("case", nargs="*", help=f"of: {', '.join(map(repr, ioerrors.NAMES))}")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
+    # The children are tethered, and the `with` blocks end what is under way in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        match given.command:
+            case "build":
+                return build(given.board)
+            case "ci":
+                return tell_stories(CI)
+            case "short":
+                return tell_stories(SHORT)
+            case "story":
+                for name in given.name:
+                    stories.tell(name)
+                return tell_stories({given.board: given.name})
+            case "parts":
+                return parts()
+            case "enumerate":
+                return with_folder("enumerate", lambda folder: enumerate.run(
+                    folder, given.seed, given.losses, given.boots))
+            case "soak":
+                return with_folder("soak", lambda folder: soak.run(
+                    folder, given.seed, given.trials, given.only))
+            case "ioerrors":
+                return with_folder("ioerrors", lambda folder: ioerrors.run(folder, given.case))
+    except RigError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vm: interrupted", file=sys.stderr)
+        return 130
+
+
+sys.exit(main())

@@ -1,0 +1,173 @@
+"""Every state of the disk that a power cut could leave in a whole update, and some of them booted."""
+
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import boards
+import disk as disks
+import packages
+from cloud import Cloud
+from process import BUILD, RigError, say
+from stories import Rig
+
+from cuts.layout import partitions
+from cuts.oracle import Oracle, Verdict, grub
+from cuts.record import RecordedRig, images, record
+from cuts.truth import Brick, Tally, Untruth, check, rest
+from cuts.writelog import Disk, Sampling, WriteLog, states
+
+SLOTS = {"A": "rootfs-a", "B": "rootfs-b"}
+STATE_FILE = "/twinboot/state.json"
+KEEPS = ("/twinboot/hub-credential", "/rig/hub-ca.pem", "/rig/images-ca.pem")
+# A line of progress for so many states.
+PROGRESS = 100
+
+
+@dataclass
+class Findings:
+    """What the oracle said of all states."""
+
+    states: int = 0
+    bad: list[Verdict] = field(default_factory=list)
+    notes: Counter = field(default_factory=Counter)
+    kinds: Counter = field(default_factory=Counter)
+    # For each kind of state one that was chosen at random, to be booted.
+    samples: dict[str, Verdict] = field(default_factory=dict)
+
+
+def sampling(parts: dict, seed: int, losses: int) -> Sampling:
+    """Every prefix, but of the writes into the slots one in 16, and random losses for each."""
+    return Sampling(seed, losses=losses, bulk=[parts[name].range for name in SLOTS.values()])
+
+
+def judge_all(base: Path, log: WriteLog, known: list[Path], seed: int, losses: int) -> Findings:
+    """Asks the oracle about all states."""
+    disk = Disk.of(base, log)
+    parts = partitions(disk.read)
+    found = Findings()
+    chance = random.Random(seed)
+    begun = time.monotonic()
+    with Oracle(disk, grub(), parts, SLOTS, "data", known, STATE_FILE, KEEPS) as oracle:
+        for cut in states(disk, sampling(parts, seed, losses)):
+            verdict = oracle.judge(cut)
+            found.states += 1
+            found.notes.update(verdict.notes)
+            kind = "repair" if any("full repair" in note for note in verdict.notes) else (
+                verdict.saved.kind if verdict.saved else "nothing saved"
+            )
+            found.kinds[kind] += 1
+            if not verdict.is_good:
+                found.bad.append(verdict)
+                say(f"state {verdict}")
+            if chance.randrange(found.kinds[kind]) == 0:
+                found.samples[kind] = verdict
+            if found.states % PROGRESS == 0:
+                say(f"{found.states} states, now {cut.name}: {verdict.saved or 'nothing saved'}")
+    took = time.monotonic() - begun
+    say(f"{found.states} states in {took:.0f} s: {len(found.bad)} bad")
+    for kind, count in sorted(found.kinds.items()):
+        say(f"  {count:5} {kind}")
+    for note, count in sorted(found.notes.items()):
+        say(f"  {count:5} {note}")
+    return found
+
+
+def save(base: Path, log: WriteLog, seed: int, losses: int, name: str, to: Path) -> None:
+    """Makes the disk of one state again."""
+    disk = Disk.of(base, log)
+    for cut in states(disk, sampling(partitions(disk.read), seed, losses)):
+        if cut.name == name:
+            disk.save(to)
+            return
+    raise RigError(f"there is no state {name!r} with seed {seed}")
+
+
+def boot(rig: Rig, verdict: Verdict, known: list[Path]) -> None:
+    """Starts a machine with the disk of a state: it must boot what the oracle says, reach the hub,
+    end what was under way, and tell the truth."""
+    rig.say(f"boots the state {verdict}")
+    rig.on()
+    try:
+        rig.wait_boot(verdict.chosen)
+        run = verdict.saved.run if verdict.saved else None
+        status = rest(rig, run["id"] if run else None)
+    except RigError as error:
+        raise error if isinstance(error, Brick) else Brick(str(error)) from error
+    slot = last_slot(rig)
+    rig.off()
+    with open(rig.disk, "rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        check(rig, status, slot, read, by_version(known))
+
+
+def last_slot(rig: Rig) -> str:
+    """The slot that the console showed last."""
+    return re.findall(rig.board.slot_seen, rig.machine.console)[-1]
+
+
+def by_version(known: list[Path]) -> dict[str, bytes]:
+    """The images 1.0.0 and 2.0.0."""
+    return dict(zip(("1.0.0", "2.0.0"), (path.read_bytes() for path in known), strict=True))
+
+
+def run(folder: Path, seed: int, losses: int, boots: int) -> int:
+    """Records, enumerates, boots a sample; returns the exit code."""
+    board = boards.board("grub")
+    packages.build(board.arch)
+    tally = Tally()
+    problems = []
+    with Cloud(folder / "cloud") as cloud:
+        with RecordedRig(board, cloud, folder / "recorded") as rig:
+            log = record(rig)
+        known = images(rig)
+        found = judge_all(rig.base, log, known, seed, losses)
+        tally.cuts = found.states
+        for verdict in found.bad:
+            tally.bricks += bool(verdict.bricks)
+            tally.untruths += bool(verdict.untruths)
+            problems.append(f"state {verdict}")
+        with Rig(board, cloud, folder / "sample") as sample:
+            for verdict in chosen(found, boots):
+                sample.folder.mkdir(exist_ok=True)
+                save(rig.base, log, seed, losses, verdict.cut.name, sample.disk)
+                transfers = len(cloud.transfers(rig.name))
+                try:
+                    boot(sample, verdict, known)
+                except (Brick, Untruth) as error:
+                    tally.bricks += isinstance(error, Brick)
+                    tally.untruths += isinstance(error, Untruth)
+                    problems.append(f"booted {verdict}: {error}")
+                    kept = BUILD / "failed" / f"state-{verdict.cut.name.replace(' ', '-')}"
+                    sample.keep(kept)
+                    say(f"FAILED; disk, console and twin: {kept}")
+                finally:
+                    sample.off()
+                tally.count_resumes(cloud.transfers(rig.name)[transfers:])
+        if problems:
+            # The disk of any state can be made again from these two.
+            kept = BUILD / "failed" / "recording"
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir(parents=True)
+            disks.copy(rig.base, kept / "base.img")
+            disks.copy(rig.log, kept / "writes.log")
+            say(f"the recording is kept: {kept}; seed {seed}, losses {losses}")
+    for problem in problems:
+        print(f"\n{problem}")
+    print(tally)
+    return 1 if problems else 0
+
+
+def chosen(found: Findings, boots: int) -> list[Verdict]:
+    """States to be booted, of different kinds; first what the agent has most to do with."""
+    first = ["repair", "fetching", "switching", "trial", "verifying", "idle", "nothing saved"]
+    kinds = [kind for kind in first if kind in found.samples]
+    return [found.samples[kind] for kind in kinds[:boots]]

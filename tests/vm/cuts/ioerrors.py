@@ -1,0 +1,178 @@
+"""Disks that fail: while the slot is written, while it is read back, while the state is saved, while
+the boot loader is told. The device must survive, say so, and update once the disk works again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import boards
+import packages
+from cloud import Cloud
+from process import BUILD, RigError, say
+from stories import UPDATE_LIMIT_S, need
+
+from cuts.enumerate import by_version, last_slot
+from cuts.layout import SECTOR, partitions
+from cuts.nbd import FLUSH, READ, WRITE, Fault
+from cuts.record import images
+from cuts.soak import VolatileRig
+from cuts.truth import Tally, Untruth, check, rest
+
+# For faults that do not go away by themselves.
+FOR_EVER = None
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A part of the disk that fails during an update."""
+
+    # What the requests are that fail: a kind, the label of a partition (`other`: the slot that does
+    # not run), how many go well first, how many fail.
+    kind: int
+    where: str
+    skip: int
+    count: int | None
+    # When it begins: what the console shows.
+    marker: str
+    # The codes that the update may end with, and `succeeded` if it may get over it.
+    ends: tuple[str, ...]
+
+
+CASES = {
+    "one write into the slot": Failing(
+        WRITE, "other", 20, 1, r"waiting for version", ("slotIo", "succeeded")),
+    "all writes into the slot": Failing(
+        WRITE, "other", 20, FOR_EVER, r"waiting for version", ("slotIo",)),
+    "reading the slot back": Failing(
+        READ, "other", 0, FOR_EVER, r"reading version", ("slotIo", "readBack")),
+    "telling the boot loader": Failing(
+        WRITE, "boot", 0, FOR_EVER, r"reading version", ("bootloader",)),
+    "a flush": Failing(
+        FLUSH, "other", 3, 1, r"fetching version", ("slotIo", "succeeded")),
+}  # fmt: skip
+
+
+def spoil(rig: VolatileRig, case: Failing, slot: str) -> Fault:
+    """Lets a part of the running machine's disk fail."""
+    parts = partitions(rig.device.read)
+    label = f"rootfs-{'b' if slot == 'A' else 'a'}" if case.where == "other" else case.where
+    part = parts[label]
+    fault = Fault(case.kind, range(part.offset, part.offset + part.bytes), case.skip, case.count)
+    rig.device.faults.append(fault)
+    return fault
+
+
+def update_on_failing_disk(rig: VolatileRig, case: Failing, known: dict[str, bytes]) -> None:
+    """The update ends, well or not, and the device tells which; the next one succeeds."""
+    slot, version = rig.running()
+    wanted = "2.0.0" if version == "1.0.0" else "1.0.0"
+    run_id = rig.send(wanted)
+    rig.machine.wait_for(case.marker, UPDATE_LIMIT_S)
+    fault = spoil(rig, case, slot)
+    status = rest(rig, run_id, connected=True)
+    rig.device.faults.clear()
+    last = status["lastUpdate"]
+    need(fault.hits > 0, "the disk failed at all", status)
+    ended = last.get("code", last["result"])
+    need(ended in case.ends, f"the update ends with one of {case.ends}", last)
+    rig.say(f"{fault.hits} requests failed; the device says: {ended}: {last.get('reason')}")
+    check(rig, status, last_slot(rig), rig.device.read, known)
+    if ended != "succeeded":
+        run_id = rig.send(wanted)
+        status = rest(rig, run_id, connected=True)
+        need(status["lastUpdate"]["result"] == "succeeded", "the next update succeeds", status)
+        check(rig, status, last_slot(rig), rig.device.read, known)
+
+
+def state_cannot_be_saved(rig: VolatileRig, known: dict[str, bytes]) -> None:
+    """The data partition fails in the middle of a download. The device stays reachable and says so;
+    after a power cycle with a disk that works it ends the update."""
+    slot, version = rig.running()
+    run_id = rig.send("2.0.0" if version == "1.0.0" else "1.0.0")
+    rig.machine.wait_for(r"fetching version", UPDATE_LIMIT_S)
+    fault = spoil(rig, Failing(WRITE, "data", 5, FOR_EVER, "", ()), slot)
+
+    def told(twin: dict) -> bool:
+        return any("state" in str(notice) for notice in twin["twinboot"].get("notices") or [])
+
+    twin = rig.wait(told, UPDATE_LIMIT_S, "the twin tells that the state cannot be saved")
+    need(fault.hits > 0, "the disk failed at all", twin)
+    rig.say(f"{fault.hits} requests failed; the twin says: {twin['twinboot']['notices']}")
+    rig.off("ioerrors")
+    rig.on()
+    status = rest(rig, run_id)
+    check(rig, status, last_slot(rig), rig.device.read, known)
+
+
+def torn_superblock(rig: VolatileRig, known: dict[str, bytes]) -> None:
+    """The data partition's superblock is half old, half new, as a cut leaves it on a medium that
+    writes no more than 512 bytes at once. The machine repairs it by itself."""
+    rig.off("superblock")
+    with rig.disk.open("r+b") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        # In the second sector of the superblock, which begins at byte 1024: its checksum.
+        at = partitions(read)["data"].offset + 3 * SECTOR
+        half = bytearray(read(at, SECTOR))
+        half[-1] ^= 0xFF
+        file.seek(at)
+        file.write(half)
+    rig.on()
+    status = rest(rig, None)
+    check(rig, status, last_slot(rig), rig.device.read, known)
+
+
+NAMES = ["torn superblock", *CASES, "saving the state"]
+
+
+def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
+    """The case with this name."""
+    match name:
+        case "torn superblock":
+            return torn_superblock
+        case "saving the state":
+            return state_cannot_be_saved
+        case _ if name in CASES:
+            return lambda rig, known: update_on_failing_disk(rig, CASES[name], known)
+    raise RigError(f"no case {name!r}; there are: {', '.join(map(repr, NAMES))}")
+
+
+def run(folder: Path, names: list[str]) -> int:
+    """The named cases, or all, one after the other on one machine as long as it lives; returns the
+    exit code."""
+    left = [(name, _case(name)) for name in names or NAMES]
+    total, failures = len(left), []
+    board = boards.board("grub")
+    packages.build(board.arch)
+    tally = Tally()
+    while left:
+        with (
+            Cloud(folder / f"cloud-{len(left)}") as cloud,
+            VolatileRig(board, cloud, folder / f"machine-{len(left)}") as rig,
+        ):
+            known = by_version(images(rig))
+            name = "first boot"
+            try:
+                rig.factory()
+                while left:
+                    name, case = left.pop(0)
+                    say(f"I/O errors: {name}")
+                    tally.cuts += 1
+                    case(rig, known)
+            except RigError as error:
+                tally.untruths += isinstance(error, Untruth)
+                tally.bricks += not isinstance(error, Untruth)
+                kept = BUILD / "failed" / f"io-{name.replace(' ', '-')}"
+                rig.keep(kept)
+                failures.append(f"{name}: {error}\nkept: {kept}")
+                say(f"FAILED: {failures[-1]}")
+                if name == "first boot":
+                    break
+    for failure in failures:
+        print(f"\n{failure}")
+    print(f"I/O errors: {total} cases, {len(failures)} failed")
+    print(tally)
+    return 1 if failures else 0

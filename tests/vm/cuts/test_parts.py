@@ -1,0 +1,472 @@
+"""The parts of this folder, tried without a machine; above all: an oracle that can fail."""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cuts import bootscript, nbd  # noqa: E402
+from cuts.fat import Damaged, Fat  # noqa: E402
+from cuts.layout import SECTOR, partitions  # noqa: E402
+from cuts.oracle import TOOLS, Oracle, Verdict, grub  # noqa: E402
+from cuts.writelog import FLUSH, FUA, MAGIC, Cut, Disk, Sampling, WriteLog, states  # noqa: E402
+
+MIB = 1 << 20
+# The boot script as it is shipped, and one that gives up where it cannot read its variables.
+SHIPPED = Path(__file__).resolve().parents[3] / "packaging/boot/grub/grub.cfg"
+GIVES_UP = """
+set A_OK=0
+set B_OK=0
+load_env
+if [ "$A_OK" = 1 ]; then linux /vmlinuz twinboot.slot=A; boot; fi
+reboot
+"""
+
+
+def tool(*words: object) -> bytes:
+    """Runs a tool that must succeed."""
+    run = subprocess.run([str(word) for word in words], env=TOOLS, capture_output=True, check=False)
+    if run.returncode:
+        raise AssertionError(f"{words}: {(run.stdout + run.stderr).decode()}")
+    return run.stdout
+
+
+class Recorder:
+    """Writes a log as blklogwrites does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.body, self.count = path, b"", 0
+
+    def add(self, flags: int, offset: int, data: bytes) -> None:
+        """One request."""
+        head = struct.pack("<QQQQ", offset // SECTOR, len(data) // SECTOR, flags, 0)
+        self.body += head.ljust(SECTOR, b"\0") + data
+        self.count += 1
+
+    def write(self, offset: int, data: bytes) -> None:
+        """A write into the cache."""
+        self.add(0, offset, data)
+
+    def flush(self) -> None:
+        """What was written is safe."""
+        self.add(FLUSH, 0, b"")
+
+    def log(self) -> WriteLog:
+        """What was recorded."""
+        head = struct.pack("<QQQI", MAGIC, 1, self.count, SECTOR).ljust(SECTOR, b"\0")
+        self.path.write_bytes(head + self.body)
+        return WriteLog(self.path)
+
+
+def block(**variables: object) -> bytes:
+    """An environment block of GRUB."""
+    text = "".join(f"{name}={value}\n" for name, value in variables.items())
+    return (bootscript.SIGNATURE + text.encode()).ljust(1024, b"#")
+
+
+def state(kind: object, *, home: str = "A", last: object = None) -> bytes:
+    """A state file as the agent writes it."""
+    saved = json.dumps({"state": kind, "last": last, "home": home}, separators=(",", ":"))
+    digest = hashlib.sha256(saved.encode()).hexdigest()
+    return f'{{"schema":1,"sha256":"sha256:{digest}","saved":{saved}}}\n'.encode()
+
+
+RUN = {"from": "A"}
+IDLE = state("idle")
+FETCHING = state({"fetching": {"run": RUN}})
+TRIAL = state({"trial": {"run": RUN, "healthy": False}})
+SUCCEEDED = state("idle", home="B", last={"kind": "succeeded", "run": RUN})
+FAILED = state("idle", last={"kind": {"failed": {"kind": "network"}}, "run": RUN})
+A_ALONE = block(ORDER="A B", A_OK=1, A_TRY=0, B_OK=0, B_TRY=0)
+TRY_B = block(ORDER="B A", A_OK=1, A_TRY=0, B_OK=1, B_TRY=0)
+TRIED_B = block(ORDER="B A", A_OK=1, A_TRY=0, B_OK=1, B_TRY=1)
+
+
+class MadeDisk(unittest.TestCase):
+    """A small disk with all that the oracle looks at."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.at = Path(cls.folder.name)
+        cls.base = cls.at / "base.img"
+        cls.base.touch()
+        os.truncate(cls.base, 32 * MIB)
+        tool("sgdisk", "-n1:0:+4M", "-c1:boot", "-n2:0:+1M", "-c2:rootfs-a", "-n3:0:+1M",
+             "-c3:rootfs-b", "-n4:0:+16M", "-c4:data", cls.base)  # fmt: skip
+        content = cls.base.read_bytes()
+        cls.parts = partitions(lambda at, length: content[at : at + length])
+        cls.images = []
+        for name in ("one", "two"):
+            image = cls.at / name
+            image.write_bytes(os.urandom(300_000))
+            cls.images.append(image)
+        cls.put(cls.base, cls.parts["rootfs-a"].offset, cls.images[0].read_bytes())
+        cls.put(cls.base, cls.parts["boot"].offset, cls.fat(A_ALONE))
+        cls.put(cls.base, cls.parts["data"].offset, cls.ext4(IDLE))
+
+    @staticmethod
+    def put(path: Path, offset: int, data: bytes) -> None:
+        """Writes into a file."""
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    @classmethod
+    def fat(cls, environment: bytes) -> bytes:
+        """A boot partition with an environment block."""
+        image, env = cls.at / "fat", cls.at / "grubenv"
+        image.write_bytes(b"")
+        os.truncate(image, 4 * MIB)
+        env.write_bytes(environment)
+        tool("mkfs.vfat", "-i", "12345678", image)
+        tool("mcopy", "-i", image, env, "::/grubenv")
+        env.write_bytes(A_ALONE)
+        tool("mcopy", "-i", image, env, "::/grubenv.spare")
+        return image.read_bytes()
+
+    @classmethod
+    def ext4(cls, saved: bytes | None) -> bytes:
+        """A data partition with a state."""
+        image, tree = cls.at / "ext4", cls.at / "tree"
+        tree.mkdir(exist_ok=True)
+        (tree / "state.json").unlink(missing_ok=True)
+        (tree / "credential").write_text("secret")
+        if saved is not None:
+            (tree / "state.json").write_bytes(saved)
+        image.write_bytes(b"")
+        os.truncate(image, 16 * MIB)
+        tool("mkfs.ext4", "-q", "-d", tree, "-U", "6b1e3c6a-7a47-4b5c-9c3e-0e6f2f0a9b11", image)
+        return image.read_bytes()
+
+    def judge(self, *writes: tuple[str, int, bytes], script: str | None = None) -> list[Verdict]:
+        """What the oracle says before and after the writes, each of which is flushed."""
+        recorder = Recorder(self.at / "log")
+        for name, offset, data in writes:
+            recorder.write(self.parts[name].offset + offset, data)
+            recorder.flush()
+        disk = Disk.of(self.base, recorder.log())
+        with self.oracle(disk, script) as oracle:
+            return [oracle.judge(cut) for cut in states(disk, Sampling(seed=1, losses=0))]
+
+    def oracle(self, disk: Disk, script: str | None = None) -> Oracle:
+        """The oracle of this disk."""
+        path = SHIPPED
+        if script is not None:
+            path = self.at / "script"
+            path.write_text(script)
+        slots = {"A": "rootfs-a", "B": "rootfs-b"}
+        return Oracle(
+            disk, grub(path), self.parts, slots, "data", self.images, keeps=("/credential",)
+        )
+
+
+class TheOracle(MadeDisk):
+    """Says what is wrong where something is wrong, and nothing else."""
+
+    def last(self, *writes: tuple[str, int, bytes], script: str | None = None) -> Verdict:
+        verdict = self.judge(*writes, script=script)[-1]
+        return verdict
+
+    def test_a_good_update_is_good(self) -> None:
+        image = self.images[1].read_bytes()
+        image += bytes(-len(image) % SECTOR)
+        verdicts = self.judge(
+            ("data", 0, self.ext4(FETCHING)),
+            ("rootfs-b", 0, image[: len(image) // 2 // SECTOR * SECTOR]),
+            ("rootfs-b", 0, image),
+            ("boot", 0, self.fat(TRY_B)),
+            ("boot", 0, self.fat(TRIED_B)),
+            ("data", 0, self.ext4(TRIAL)),
+            ("boot", 0, self.fat(TRY_B)),
+            ("data", 0, self.ext4(SUCCEEDED)),
+        )
+        # Between the boot loader and the save the old state names a slot that is being written,
+        # which a real agent never leaves so: it is the one thing that may be told here.
+        told = [text for verdict in verdicts[:4] for text in verdict.bricks + verdict.untruths]
+        self.assertEqual(told, [])
+        self.assertTrue(verdicts[-1].is_good, verdicts[-1])
+        self.assertEqual(verdicts[0].chosen, "A")
+        self.assertEqual(verdicts[-1].chosen, "B")
+
+    def test_a_corrupt_slot_that_boots_is_a_brick(self) -> None:
+        verdict = self.last(("rootfs-a", 100 * SECTOR, bytes(SECTOR)))
+        self.assertIn("slot A boots and is not whole", verdict.bricks)
+
+    def test_a_corrupt_slot_that_does_not_boot_is_none(self) -> None:
+        self.assertTrue(self.last(("rootfs-b", 0, b"x" * SECTOR)).is_good)
+
+    def test_the_last_sector_of_an_image_counts(self) -> None:
+        length = self.images[0].stat().st_size
+        at = length // SECTOR * SECTOR
+        rest = bytearray(self.images[0].read_bytes()[at:].ljust(SECTOR, b"x"))
+        # Behind its end anything may stand.
+        self.assertTrue(self.last(("rootfs-a", at, bytes(rest))).is_good)
+        rest[length - at - 1] ^= 1
+        self.assertTrue(self.last(("rootfs-a", at, bytes(rest))).bricks)
+
+    def test_lost_variables_brick_a_script_that_gives_up(self) -> None:
+        empty = ("boot", 0, self.fat(b""))
+        self.assertIn("nothing boots", str(self.last(empty, script=GIVES_UP).bricks))
+        verdict = self.last(empty)
+        self.assertEqual((verdict.bricks, verdict.chosen), ([], "A"))
+        self.assertIn("unreadable: grubenv", verdict.notes)
+
+    def test_a_success_that_does_not_boot_is_untrue(self) -> None:
+        self.assertIn("succeeded", str(self.last(("data", 0, self.ext4(SUCCEEDED))).untruths))
+
+    def test_a_failure_while_the_new_slot_boots_is_untrue(self) -> None:
+        image = self.images[1].read_bytes()
+        verdict = self.last(
+            ("rootfs-b", 0, image + bytes(-len(image) % SECTOR)),
+            ("boot", 0, self.fat(TRY_B)),
+            ("data", 0, self.ext4(FAILED)),
+        )
+        self.assertIn("failed", str(verdict.untruths))
+
+    def test_a_slot_that_is_written_must_not_boot(self) -> None:
+        verdict = self.last(
+            ("boot", 0, self.fat(TRY_B)),
+            ("data", 0, self.ext4(FETCHING)),
+        )
+        self.assertIn("slot B boots and is not whole", verdict.bricks)
+        self.assertIn("is being written", str(verdict.untruths))
+
+    def test_an_unconfirmed_slot_that_boots_for_ever_is_a_brick(self) -> None:
+        image = self.images[1].read_bytes()
+        verdict = self.last(
+            ("rootfs-b", 0, image + bytes(-len(image) % SECTOR)),
+            ("data", 0, self.ext4(TRIAL)),
+            script="linux /vmlinuz twinboot.slot=B\nboot\n",
+        )
+        self.assertIn("boots for ever", str(verdict.bricks))
+
+    def test_a_state_that_was_flipped_is_told(self) -> None:
+        flipped = IDLE.replace(b'"home":"A"', b'"home":"B"')
+        self.assertIn("but says", str(self.last(("data", 0, self.ext4(flipped))).untruths))
+
+    def test_an_old_state_that_comes_back_is_told(self) -> None:
+        recorder = Recorder(self.at / "log")
+        recorder.write(self.parts["data"].offset, self.ext4(FETCHING))
+        recorder.flush()
+        recorder.write(self.parts["rootfs-b"].offset, bytes(SECTOR))
+        disk = Disk.of(self.base, recorder.log())
+        with self.oracle(disk) as oracle:
+            for cut in states(disk, Sampling(seed=1, losses=0)):
+                self.assertTrue(oracle.judge(cut).is_good)
+            old = self.ext4(IDLE)
+            path = self.at / "old"
+            path.write_bytes(old)
+            # As if the flush had not been honoured.
+            oracle.data.version += 1
+            disk.durable = {}
+            oracle._durable_at = oracle.data.version
+            verdict = oracle.judge(Cut("lie", 3, lost=1))
+            self.assertIn("comes back", str(verdict.untruths))
+
+    def test_a_data_partition_without_its_superblock_is_counted(self) -> None:
+        verdict = self.last(("data", 1024, bytes(1024)))
+        self.assertIn("full repair (code 8)", str(verdict.notes))
+        self.assertTrue(verdict.is_good, verdict)
+
+    def test_a_data_partition_without_any_superblock_is_a_brick(self) -> None:
+        size = self.parts["data"].bytes
+        verdict = self.last(("data", 0, bytes(size)))
+        self.assertIn("cannot be repaired", str(verdict.bricks))
+
+    def test_the_device_s_own_files_must_stay(self) -> None:
+        with_files = self.at / "tree" / "credential"
+        with_files.write_text("secret")
+        spoilt = bytearray(self.ext4(IDLE))
+        at = spoilt.index(b"secret")
+        spoilt[at] ^= 1
+        verdict = self.last(("data", 0, bytes(spoilt)))
+        self.assertIn("lost /credential", str(verdict.bricks))
+
+
+class TheLog(unittest.TestCase):
+    """Replays what was recorded."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.at = Path(folder.name)
+        self.base = self.at / "base"
+        self.base.write_bytes(bytes(64 * SECTOR))
+
+    def test_qemu_writes_what_we_read(self) -> None:
+        log, disk = self.at / "qemu.log", self.at / "disk"
+        log.touch()
+        disk.write_bytes(self.base.read_bytes())
+        tool("qemu-io", "-c", "write -P 1 0 4096", "-c", "flush", "-c", "write -f -P 2 512 1024",
+             "-c", "write -z 1024 512", "--image-opts", f"driver=blklogwrites,file.driver=file,"
+             f"file.filename={disk},log.driver=file,log.filename={log}")  # fmt: skip
+        replayed = Disk.of(self.base, WriteLog(log))
+        for cut in states(replayed, Sampling(seed=1)):
+            self.assertTrue(cut.is_prefix or cut.lost or cut.torn)
+        replayed.save(self.at / "saved")
+        self.assertEqual((self.at / "saved").read_bytes(), disk.read_bytes())
+        self.assertEqual(replayed.read(0, 64 * SECTOR), disk.read_bytes())
+        self.assertEqual(replayed.read(300, 1000), disk.read_bytes()[300:1300])
+
+    def test_what_was_flushed_is_never_lost(self) -> None:
+        recorder = Recorder(self.at / "log")
+        recorder.write(0, b"a" * 4 * SECTOR)
+        recorder.flush()
+        recorder.write(SECTOR, b"b" * 4 * SECTOR)
+        recorder.add(FUA, 2 * SECTOR, b"c" * SECTOR)
+        recorder.write(9 * SECTOR, b"d" * SECTOR)
+        disk = Disk.of(self.base, recorder.log())
+        seen = set()
+        for cut in states(disk, Sampling(seed=7, losses=200)):
+            content = disk.read(0, 10 * SECTOR)
+            if cut.after > 2:
+                self.assertIn(content[0:1], b"a")
+                self.assertIn(content[SECTOR : SECTOR + 1], b"ab")
+            if cut.after > 4:
+                self.assertEqual(content[2 * SECTOR : 2 * SECTOR + 1], b"c")
+            seen.add(content)
+        # Each of the four sectors of the second write, lost or not, and more.
+        self.assertGreater(len(seen), 20)
+
+    def test_bulk_is_sampled(self) -> None:
+        recorder = Recorder(self.at / "log")
+        for number in range(32):
+            recorder.write(number * SECTOR, b"x" * SECTOR)
+        disk = Disk.of(self.base, recorder.log())
+        sampling = Sampling(seed=1, losses=0, bulk=[range(16, 32)])
+        self.assertEqual(sum(1 for _ in states(disk, sampling)), 1 + 16 + 1 + 1)
+
+
+class TheVolatileDisk(unittest.TestCase):
+    """Keeps what was flushed, and only that for sure."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.at = Path(folder.name)
+        self.image = self.at / "disk"
+        self.image.write_bytes(bytes(MIB))
+        self.disk = nbd.Disk(self.image)
+
+    def io(self, *commands: str) -> str:
+        """Lets qemu-io work with the disk; it flushes at its end."""
+        words = [word for command in commands for word in ("-c", command)]
+        address = f"nbd+unix:///?socket={self.at}/socket"
+        run = subprocess.run(
+            ["qemu-io", "-f", "raw", *words, address],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        return run.stdout + run.stderr
+
+    def test_a_client_reads_what_it_wrote_and_flushes(self) -> None:
+        with nbd.Server(self.disk, self.at / "socket"):
+            said = self.io("write -P 1 0 8k", "write -f -P 2 4k 512", "read -P 2 4k 512")
+        self.assertNotIn("failed", said)
+        content = self.image.read_bytes()
+        self.assertEqual(content[:4096], b"\1" * 4096)
+        self.assertEqual(content[4096 : 4096 + 513], b"\2" * 512 + b"\1")
+
+    def test_what_is_not_flushed_is_kept_torn_or_lost_by_the_seed(self) -> None:
+        outcomes = {self.cut(f"{seed}") for seed in range(12)}
+        self.assertEqual(len(outcomes & {self.cut(f"{seed}") for seed in range(12)}), len(outcomes))
+        self.assertGreater(len(outcomes), 3)
+
+    def cut(self, seed: str) -> bytes:
+        """What three unflushed writes leave."""
+        self.image.write_bytes(bytes(MIB))
+        disk = nbd.Disk(self.image)
+        disk.write(0, b"f" * 4096, through=False)
+        disk.flush()
+        for number in range(3):
+            disk.write(512 + number * 4096, bytes([number + 1]) * 4096, through=False)
+        disk.write(0, b"t" * 512, through=True)
+        disk.settle(seed)
+        content = self.image.read_bytes()[: 4 * 4096]
+        self.assertEqual(content[:512], b"t" * 512)
+        return content
+
+    def test_the_cut_comes_at_the_write(self) -> None:
+        called = threading.Event()
+        self.disk.cut_after(2, called.set)
+        with nbd.Server(self.disk, self.at / "socket"):
+            commands = ("write -P 1 0 512", "write -P 2 512 512", "write -P 3 1k 512")
+            # As a machine would, it waits for an answer that never comes.
+            client = subprocess.Popen(
+                ["qemu-io", "-f", "raw", *(word for command in commands for word in ("-c", command)),
+                 f"nbd+unix:///?socket={self.at}/socket"],
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                self.assertTrue(called.wait(60))
+            finally:
+                client.kill()
+                client.wait()
+        self.assertEqual(self.disk.writes, 2)
+        self.assertEqual(self.disk.read(512, 1), b"\2")
+        self.assertEqual(self.disk.read(1024, 1), b"\0")
+
+    def test_it_fails_where_it_is_told_to(self) -> None:
+        self.disk.faults = [
+            nbd.Fault(nbd.WRITE, range(4096, 8192), skip=1, count=1),
+            nbd.Fault(nbd.READ, range(65536, 65537)),
+        ]
+        with nbd.Server(self.disk, self.at / "socket"):
+            said = self.io(
+                "write 4k 512", "write 4k 512", "write 4k 512", "write 0 512", "read 64k 512"
+            )
+        self.assertEqual(said.count("write failed: Input/output error"), 1)
+        self.assertEqual(said.count("read failed: Input/output error"), 1)
+        self.assertEqual([fault.hits for fault in self.disk.faults], [1, 1])
+
+
+class Fats(unittest.TestCase):
+    """All three kinds, with long names and with damage."""
+
+    def test_reads_what_mtools_wrote(self) -> None:
+        for bits, mib in (("12", 4), ("16", 32), ("32", 64)):
+            with self.subTest(bits=bits), tempfile.TemporaryDirectory() as folder:
+                image, file = Path(folder, "image"), Path(folder, "file")
+                image.touch()
+                os.truncate(image, mib * MIB)
+                tool("mkfs.vfat", "-F", bits, image)
+                file.write_bytes(os.urandom(300_000))
+                tool("mmd", "-i", image, "::/grub")
+                tool("mcopy", "-i", image, file, "::/grub/A long name.conf")
+                content = image.read_bytes()
+                fat = Fat(lambda at, length, c=content: c[at : at + length])
+                self.assertEqual(fat.bits, int(bits))
+                self.assertEqual(fat.file("/GRUB/a long name.conf"), file.read_bytes())
+                with self.assertRaisesRegex(Damaged, "there is no grubenv"):
+                    fat.file("grub/grubenv")
+
+    def test_no_signature(self) -> None:
+        with self.assertRaises(Damaged):
+            Fat(lambda at, length: bytes(length))
+
+
+class Environments(unittest.TestCase):
+    """GRUB's block, as GRUB reads it."""
+
+    def test_blocks(self) -> None:
+        self.assertEqual(bootscript.grub_block(A_ALONE)["ORDER"], "A B")
+        self.assertEqual(bootscript.grub_block(block(x="a\\\\b\\\nc", y=1)), {"x": "a\\b\nc", "y": "1"})
+        for none in (b"", bytes(1024), block()[5:], b"#" * 1024):
+            self.assertIsNone(bootscript.grub_block(none))
+
+    def test_an_unknown_command_is_not_guessed_at(self) -> None:
+        with self.assertRaisesRegex(bootscript.NotRun, "frobnicate"):
+            bootscript.grub("frobnicate\nboot\n", {"grubenv": {}}, {"A"})
+
+
+if __name__ == "__main__":
+    unittest.main()
