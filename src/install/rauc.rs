@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 use tracing::{info, warn};
 
 use super::block::read_back;
@@ -104,7 +104,7 @@ impl RaucInstaller {
                 wanted = false;
                 warn!(
                     slot = target.name,
-                    "the update was called off, but RAUC cannot be stopped: waiting for its end"
+                    "nobody waits for this bundle any more, but RAUC cannot be stopped: until its end"
                 );
             }
         };
@@ -172,13 +172,9 @@ impl Installer for RaucInstaller {
         self.target(&session, slot)?;
         let folder = self.bundle.parent().unwrap_or(Path::new("/"));
         let room = statvfs(folder).map_err(|error| self.failed("keep")(error.into()))?;
-        let block = u64::from(room.fragment_size());
         // What is left of an earlier bundle is overwritten.
         let left_bytes = self.bundle.metadata().map_or(0, |file| file.len());
-        let free_bytes = u64::from(room.blocks_available())
-            .saturating_mul(block)
-            .saturating_add(left_bytes)
-            .saturating_sub(RESERVE_BYTES);
+        let free_bytes = free_bytes(&room).saturating_add(left_bytes).saturating_sub(RESERVE_BYTES);
         match image_bytes {
             Some(bundle_bytes) if bundle_bytes > free_bytes => {
                 Err(InstallError::NoRoom { path: self.bundle.clone(), bundle_bytes, free_bytes })
@@ -294,6 +290,12 @@ impl ImageSink for BundleSink {
     fn finish(self: Box<Self>) -> Result<(), InstallError> {
         self.sync()
     }
+}
+
+/// What a user other than root may still write.
+#[allow(clippy::useless_conversion, reason = "these are 32 bits wide on small boards")]
+fn free_bytes(room: &Statvfs) -> u64 {
+    u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()))
 }
 
 /// Whether two paths lead to one device; what cannot be looked at counts as the same.

@@ -25,8 +25,13 @@ struct Board {
 }
 
 impl Board {
-    /// One that runs release 1.0.0 from slot A, switched off.
+    /// One that runs release 1.0.0 from slot A, switched off, where RAUC leaves the boot to us.
     async fn new() -> Self {
+        Board::with(Backend::Noop).await
+    }
+
+    /// The same with a boot loader that RAUC knows.
+    async fn with(backend: Backend) -> Self {
         let mut world = World::new().await;
         let folder = world.folder().join("rauc");
         std::fs::create_dir(&folder).unwrap();
@@ -35,7 +40,7 @@ impl Board {
             &Plan {
                 folder: &folder,
                 devices: [&devices[0], &devices[1]],
-                backend: Backend::Noop,
+                backend,
                 activates: true,
                 kind: "raw",
             },
@@ -132,6 +137,77 @@ async fn rauc_cannot_be_cancelled_and_a_power_cut_meanwhile_costs_no_download() 
     board.world.assert_runs('B', "2.0.0");
     board.assert_nothing_is_kept();
     assert_eq!(board.world.images.seen("/2.0.0.raucb").len(), fetched, "it was fetched again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_dies_while_rauc_works_waits_for_it_and_has_it_install_again() {
+    let mut board = Board::new().await;
+    board.world.start().await;
+    board.offer("2.0.0.raucb", Bundle { waits: true, ..Bundle::default() });
+    let id = board.world.update("2.0.0.raucb").await;
+    board.world.until("RAUC works", |twin| phase(twin) == "applying").await;
+    board.rauc.says("the hook waits");
+    board.world.machine.kill9();
+    board.world.start_daemon_again().await;
+    board.world.until("it is told again", |twin| phase(twin) == "applying").await;
+    board.rauc.go();
+    board.restarts_into('B').await;
+    let twin = board.world.over(&id).await;
+    assert_eq!(last(&twin).0, "succeeded", "{twin}");
+    board.world.assert_runs('B', "2.0.0");
+    assert_eq!(board.rauc.log().matches("succeeded").count(), 2, "{}", board.rauc.log());
+}
+
+/// RAUC's boot loader program for the played machine: its variables, RAUC's verbs.
+const BOOTLOADER: &str = r#"#!/bin/sh
+set -eu
+machine=$(dirname "$0")/.. folder=$(dirname "$0")
+. "$machine/bootloader.env"
+running=$(sed -n 's/.*twinboot\.slot=\([AB]\).*/\1/p' "$machine/sysroot/proc/cmdline")
+store() { printf 'default=%s\ntry=%s\n' "$default" "$try" >"$machine/bootloader.env"; }
+case $1 in
+    get-primary) echo "${try:-$default}" ;;
+    set-primary)
+        echo good >"$folder/state-$2"
+        if [ "$2" = "$running" ]; then default=$2 try=; else try=$2; fi
+        # The running slot of a trial leads back at once.
+        [ "$default" != "$2" ] || try=
+        store
+        ;;
+    get-state) cat "$folder/state-$2" ;;
+    set-state)
+        echo "$3" >"$folder/state-$2"
+        if [ "$3" = bad ] && [ "$try" = "$2" ]; then try=; store; fi
+        ;;
+esac
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rauc_chooses_the_boot_of_a_good_image_and_of_a_bad_one() {
+    let mut board = Board::with(Backend::Custom).await;
+    std::fs::write(board.world.folder().join("rauc/bootloader"), BOOTLOADER).unwrap();
+    board.world.machine.set("boot.kind", "rauc");
+    board.world.start().await;
+    board.offer("2.0.0.raucb", Bundle::default());
+    board.offer("3.0.0.raucb", Bundle { version: "3.0.0", ..Bundle::default() });
+
+    let id = board.world.update("2.0.0.raucb").await;
+    board.restarts_into('B').await;
+    let twin = board.world.over(&id).await;
+    assert_eq!(last(&twin).0, "succeeded", "{twin}");
+    board.world.assert_runs('B', "2.0.0");
+
+    board.world.machine.set_in("3.0.0", "update.trial_limit_s", 5);
+    board.world.only_well_as("2.0.0", "the application is sick");
+    let id = board.world.update("3.0.0.raucb").await;
+    board.restarts_into('A').await;
+    board.restarts_into('B').await;
+    let twin = board.world.over(&id).await;
+    let (result, code, reason) = last(&twin);
+    assert_eq!((result, code), ("rolledBack", "unhealthy"), "{reason}");
+    assert!(reason.contains("the application is sick"), "{reason}");
+    board.world.assert_runs('B', "2.0.0");
+    assert_eq!(board.rauc.text("state-A"), "bad");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
