@@ -457,6 +457,7 @@ fn our_own_section_tells_how_far_it_is() {
         total_bytes,
         written_bytes: 7,
         read_back_bytes: 50,
+        installed_percent: None,
     };
     for (state, progress, percent) in [
         (fetching(true), progress(1, Some(3)), json!(33)),
@@ -836,6 +837,7 @@ proptest! {
             total_bytes,
             written_bytes: numbers[1],
             read_back_bytes: numbers[2],
+            installed_percent: None,
         };
         let document = Value::Object(report(&saved, &progress, &device));
         check_twin_rules(&document, 0, "reported");

@@ -366,6 +366,7 @@ impl Agent {
             }
             let phase = Phase::of(&self.saved.state);
             let home = self.saved.home;
+            let needed_image = needs_image(&self.saved.state) || event == Event::Started;
             let (next, orders) = step(self.saved.clone(), event.clone(), &self.facts());
             if next != self.saved
                 && let Err(error) = self.save(next, &event).await?
@@ -384,6 +385,9 @@ impl Agent {
                 }
             }
             self.end_watch_if_pointless();
+            if needed_image && !needs_image(&self.saved.state) {
+                self.patiently(self.images.release()).await;
+            }
             let settled = self.saved.state == State::Idle
                 && (phase != Phase::Idle || home != self.saved.home);
             if settled
@@ -404,6 +408,11 @@ impl Agent {
         let event = match request.command {
             Command::Status => {
                 let _ = request.reply.send(self.status());
+                return Ok(());
+            }
+            Command::Cancel if self.too_late_to_cancel().is_some() => {
+                let why = self.too_late_to_cancel().unwrap_or_default();
+                let _ = request.reply.send(Answer::refused(409, "tooLate", why));
                 return Ok(());
             }
             Command::Install(job, origin) => Event::Requested { id: run_id(), job, origin },
@@ -437,6 +446,13 @@ impl Agent {
             now: self.clock.wall(),
             limits: self.settings.limits,
         }
+    }
+
+    /// Why the work under way goes on although somebody takes the update back.
+    fn too_late_to_cancel(&self) -> Option<&'static str> {
+        self.images
+            .uninterruptible()
+            .filter(|_| matches!(self.saved.state, State::Verifying { .. }))
     }
 
     /// A confirmation that comes late must not undo a switch or a way back that was ordered since.
@@ -512,6 +528,11 @@ enum Input {
     RetrySave,
     RetryConfirm,
     Progress,
+}
+
+/// Whether what was fetched may be needed once more.
+fn needs_image(state: &State) -> bool {
+    matches!(state, State::Fetching { .. } | State::Verifying { .. })
 }
 
 async fn at(moment: Option<Instant>) {

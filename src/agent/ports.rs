@@ -40,7 +40,8 @@ pub trait Images: Send + Sync {
         channels: JobChannels,
     ) -> BoxFuture<'static, Result<Written, Failure>>;
 
-    /// Reads `slot` back from the medium and compares it with what was written.
+    /// Brings what was fetched into `slot` where that is a step of its own, reads `slot` back from
+    /// the medium and compares it with what was written.
     ///
     /// # Errors
     /// The slot does not hold the image, or could not be read.
@@ -50,6 +51,16 @@ pub trait Images: Send + Sync {
         slot: Slot,
         channels: JobChannels,
     ) -> BoxFuture<'static, Result<(), Failure>>;
+
+    /// Forgets what is kept of a fetched image: no update needs it any more.
+    fn release(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Why [`Images::verify`] cannot be called off, in words for people, if that is so.
+    fn uninterruptible(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Local checks of the running system.

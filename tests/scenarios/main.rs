@@ -27,6 +27,7 @@ mod kill;
 mod last_words;
 mod operators;
 mod page;
+mod rauc;
 mod secrets;
 mod state;
 mod trial;
