@@ -413,9 +413,10 @@ impl Rig {
         loop {
             if !self.machine().reaches_hub(life.since_boot()) {
                 let trial_ends = reports.borrow().trial_ends.unwrap_or_default();
-                let mut machine = self.machine();
-                machine.trial_ends = machine.trial_ends.max(trial_ends);
-                drop(machine);
+                {
+                    let mut machine = self.machine();
+                    machine.trial_ends = machine.trial_ends.max(trial_ends);
+                }
                 status.send_replace(SessionStatus::default());
                 tokio::time::sleep(HUB_TRIES).await;
                 continue;
