@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -402,7 +403,7 @@ impl Machine {
     pub fn start_daemon(&mut self) -> io::Result<()> {
         assert!(self.daemon.is_none(), "the daemon runs already");
         self.write_config()?;
-        self.daemon = Some(self.command()?.spawn()?);
+        self.daemon = Some(spawn(self.command()?)?);
         Ok(())
     }
 
@@ -701,6 +702,26 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// Starts a program from a thread that never ends. It dies with that thread (`PR_SET_PDEATHSIG` of
+/// prctl(2)), and those of a runtime end when they have had nothing to do for a while.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Order = (Command, mpsc::Sender<io::Result<Child>>);
+    static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
+        let (orders, queue) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in queue {
+                let _ = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(orders)
+    });
+    let gone = || io::Error::other("the thread that starts programs is gone");
+    let (reply, started) = mpsc::channel();
+    let starter = STARTER.lock().map_err(|_| gone())?.clone();
+    starter.send((command, reply)).map_err(|_| gone())?;
+    started.recv().map_err(|_| gone())?
 }
 
 async fn order(orders: &pipe::Receiver) -> io::Result<()> {
