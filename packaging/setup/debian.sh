@@ -32,7 +32,7 @@ for set in "$@"; do
     # The machine, programs of another architecture while its images are made, and U-Boot.
     vm-arm64)
         packages+=(qemu-system-arm qemu-user-static arch-test u-boot-qemu u-boot-tools
-            device-tree-compiler)
+            device-tree-compiler libubootenv-tool)
         ;;
     *)
         echo "setup: there is no set \"$set\"; there are: arm64, vm, vm-arm64" >&2
