@@ -110,7 +110,7 @@ impl Board {
     }
 
     fn open(&self) -> Box<dyn Bootloader> {
-        boot::open(&self.config, &self.slots(), &self.sysroot())
+        boot::open(&self.config, &self.slots(), &config::Rauc::default(), &self.sysroot())
     }
 
     fn give(&self, order: Order) -> Result<(), BootError> {

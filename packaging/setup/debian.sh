@@ -15,8 +15,10 @@ packages=(
     mmdebstrap e2fsprogs zstd xz-utils gzip
     # The demo, the tests and the bench: slots on loop devices, an HTTPS server, what we compare to.
     nginx curl openssl mount util-linux iproute2 procps
-    # The checks: the units are read by systemd's own parser.
-    systemd
+    # The tests of RAUC: its service on a bus of its own, bundles, GRUB's environment block.
+    rauc rauc-service dbus squashfs-tools grub-common
+    # The checks: the units are read by systemd's own parser. The tests: journals of failed boots.
+    systemd systemd-journal-remote
     # Microsoft's SDKs.
     python3 python3-venv
 )
