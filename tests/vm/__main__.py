@@ -138,16 +138,19 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("parts", help="the power-cut rig's own tests, without a machine")
     one = commands.add_parser("enumerate", help="every state that a power cut could leave in an"
                               " update, and some of them booted")
+    one.add_argument("--board", default="grub")
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--losses", type=int, default=1, metavar="N",
                      help="random losses of unflushed writes for each write (1)")
     one.add_argument("--boots", type=int, default=3, metavar="N",
                      help="states that are booted (3)")
     one = commands.add_parser("soak", help="power cuts at random moments of the story")
+    one.add_argument("--board", default="grub")
     one.add_argument("trials", type=int)
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--only", type=int, metavar="TRIAL", help="this trial of the seed alone")
     one = commands.add_parser("ioerrors", help="updates on disks that fail")
+    one.add_argument("--board", default="grub")
     one.add_argument("case", nargs="*", help=f"of: {', '.join(map(repr, ioerrors.NAMES))}")
     return parser.parse_args()
 
@@ -172,12 +175,13 @@ def main() -> int:
                 return parts()
             case "enumerate":
                 return with_folder("enumerate", lambda folder: enumerate.run(
-                    folder, given.seed, given.losses, given.boots))
+                    given.board, folder, given.seed, given.losses, given.boots))
             case "soak":
                 return with_folder("soak", lambda folder: soak.run(
-                    folder, given.seed, given.trials, given.only))
+                    given.board, folder, given.seed, given.trials, given.only))
             case "ioerrors":
-                return with_folder("ioerrors", lambda folder: ioerrors.run(folder, given.case))
+                return with_folder("ioerrors", lambda folder: ioerrors.run(
+                    given.board, folder, given.case))
     except RigError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from process import BUILD, RigError, say
 from stories import Rig
 
 from cuts.layout import partitions
-from cuts.oracle import Oracle, Verdict, grub
+from cuts.oracle import BOOT_LOADERS, Oracle, Verdict
 from cuts.record import RecordedRig, images, record
 from cuts.truth import Brick, Tally, Untruth, check, rest
 from cuts.writelog import Disk, Sampling, WriteLog, states
@@ -45,14 +45,16 @@ def sampling(parts: dict, seed: int, losses: int) -> Sampling:
     return Sampling(seed, losses=losses, bulk=[parts[name].range for name in SLOTS.values()])
 
 
-def judge_all(base: Path, log: WriteLog, known: list[Path], seed: int, losses: int) -> Findings:
+def judge_all(
+    board: str, base: Path, log: WriteLog, known: list[Path], seed: int, losses: int
+) -> Findings:
     """Asks the oracle about all states."""
     disk = Disk.of(base, log)
     parts = partitions(disk.read)
     found = Findings()
     chance = random.Random(seed)
     begun = time.monotonic()
-    with Oracle(disk, grub(), parts, SLOTS, "data", known, STATE_FILE, KEEPS) as oracle:
+    with Oracle(disk, BOOT_LOADERS[board](), parts, SLOTS, "data", known, STATE_FILE, KEEPS) as oracle:
         for cut in states(disk, sampling(parts, seed, losses)):
             verdict = oracle.judge(cut)
             found.states += 1
@@ -119,9 +121,9 @@ def by_version(known: list[Path]) -> dict[str, bytes]:
     return dict(zip(("1.0.0", "2.0.0"), (path.read_bytes() for path in known), strict=True))
 
 
-def run(folder: Path, seed: int, losses: int, boots: int) -> int:
+def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
     """Records, enumerates, boots a sample; returns the exit code."""
-    board = boards.board("grub")
+    board = boards.board(name)
     packages.build(board.arch)
     tally = Tally()
     problems = []
@@ -129,7 +131,7 @@ def run(folder: Path, seed: int, losses: int, boots: int) -> int:
         with RecordedRig(board, cloud, folder / "recorded") as rig:
             log = record(rig)
         known = images(rig)
-        found = judge_all(rig.base, log, known, seed, losses)
+        found = judge_all(name, rig.base, log, known, seed, losses)
         tally.cuts = found.states
         for verdict in found.bad:
             tally.bricks += bool(verdict.bricks)

@@ -140,12 +140,12 @@ def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
     raise RigError(f"no case {name!r}; there are: {', '.join(map(repr, NAMES))}")
 
 
-def run(folder: Path, names: list[str]) -> int:
+def run(board_name: str, folder: Path, names: list[str]) -> int:
     """The named cases, or all, one after the other on one machine as long as it lives; returns the
     exit code."""
     left = [(name, _case(name)) for name in names or NAMES]
     total, failures = len(left), []
-    board = boards.board("grub")
+    board = boards.board(board_name)
     packages.build(board.arch)
     tally = Tally()
     while left:

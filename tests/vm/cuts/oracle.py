@@ -11,6 +11,7 @@ import mmap
 import os
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,10 +134,63 @@ def grub(script: Path = SCRIPTS / "grub/grub.cfg") -> BootLoader:
     return BootLoader("boot", starts)
 
 
-def next_slots(read: Read) -> list[str | None]:
-    """What GRUB takes at the next starts of a disk."""
-    part = partitions(read)["boot"]
-    return grub().starts(lambda at, length: read(part.offset + at, length))[0]
+# The two copies of U-Boot's environment in their partition (packaging/boot/uboot/fw_env.config), and
+# what boot.cmd gives a slot that has no counter, or all of them when none has boots left.
+COPIES, COPY_BYTES = (0, 1 << 20), 0x2000
+BOOTS_LEFT = 3
+
+
+def uboot() -> BootLoader:
+    """U-Boot with the choice of the shipped boot.cmd, done again in Python."""
+
+    def starts(read: Read) -> tuple[list[str | None], list[str]]:
+        copies = [_copy(read(at, COPY_BYTES)) for at in COPIES]
+        # The larger number is the newer one, and 0 comes after 255.
+        valid = [copy for copy in copies if copy]
+        valid.sort(key=lambda copy: copy[0], reverse={copy[0] for copy in valid} == {0, 255})
+        variables = valid[-1][1] if valid else {}
+        order = (variables.get("BOOT_ORDER") or "A B").split()
+        left = {slot: _left(variables.get(f"BOOT_{slot}_LEFT")) for slot in "AB"}
+        found = []
+        for _ in range(2 * BOOTS_LEFT + 2):
+            ready = [slot for slot in order if left.get(slot, 0) > 0]
+            if not ready:
+                left = dict.fromkeys(left, BOOTS_LEFT)
+                order = [slot for slot in order if slot in left] or ["A", "B"]
+                ready = order
+            left[ready[0]] -= 1
+            found.append(ready[0])
+        return found, [f"copy {number}" for number, copy in enumerate(copies) if not copy]
+
+    return BootLoader("ubootenv", starts)
+
+
+def _copy(content: bytes) -> tuple[int, dict[str, str]] | None:
+    """Number and variables of one copy; None if its checksum is wrong."""
+    if zlib.crc32(content[5:]) != int.from_bytes(content[:4], "little"):
+        return None
+    texts = content[5:].split(b"\0\0", 1)[0].split(b"\0")
+    pairs = (text.decode("utf-8", "replace").partition("=") for text in texts)
+    return content[4], {name: value for name, equals, value in pairs if equals}
+
+
+def _left(value: str | None) -> int:
+    """What the script makes of a counter, which is hexadecimal."""
+    try:
+        return int(value, 16) if value else BOOTS_LEFT
+    except ValueError:
+        return 0
+
+
+# By the names of the boards.
+BOOT_LOADERS = {"grub": grub, "uboot": uboot}
+
+
+def next_slots(board: str, read: Read) -> list[str | None]:
+    """What the boot loader takes at the next starts of a disk."""
+    loader = BOOT_LOADERS[board]()
+    part = partitions(read)[loader.partition]
+    return loader.starts(lambda at, length: read(part.offset + at, length))[0]
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,10 @@ def trial(rig: VolatileRig, seed: str, known: dict[str, bytes], tally: Tally) ->
     check(rig, status, last_slot(rig), rig.device.read, known)
 
 
-def run(folder: Path, seed: int, trials: int, only: int | None = None) -> int:
+def run(name: str, folder: Path, seed: int, trials: int, only: int | None = None) -> int:
     """So many trials, on one machine until it fails; returns the exit code. `only` repeats one
     choice of moment and losses."""
-    board = boards.board("grub")
+    board = boards.board(name)
     packages.build(board.arch)
     for variant in (SICK,):
         rootfs.slot_image(board, "6.6.6", variant)

@@ -9,11 +9,12 @@ import sys
 import tempfile
 import threading
 import unittest
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cuts import bootscript, nbd  # noqa: E402
+from cuts import bootscript, nbd, oracle  # noqa: E402
 from cuts.fat import Damaged, Fat  # noqa: E402
 from cuts.layout import SECTOR, partitions  # noqa: E402
 from cuts.oracle import TOOLS, Oracle, Verdict, grub  # noqa: E402
@@ -155,8 +156,8 @@ class MadeDisk(unittest.TestCase):
             recorder.write(self.parts[name].offset + offset, data)
             recorder.flush()
         disk = Disk.of(self.base, recorder.log())
-        with self.oracle(disk, script) as oracle:
-            return [oracle.judge(cut) for cut in states(disk, Sampling(seed=1, losses=0))]
+        with self.oracle(disk, script) as judge:
+            return [judge.judge(cut) for cut in states(disk, Sampling(seed=1, losses=0))]
 
     def oracle(self, disk: Disk, script: str | None = None) -> Oracle:
         """The oracle of this disk."""
@@ -260,17 +261,17 @@ class TheOracle(MadeDisk):
         recorder.flush()
         recorder.write(self.parts["rootfs-b"].offset, bytes(SECTOR))
         disk = Disk.of(self.base, recorder.log())
-        with self.oracle(disk) as oracle:
+        with self.oracle(disk) as judge:
             for cut in states(disk, Sampling(seed=1, losses=0)):
-                self.assertTrue(oracle.judge(cut).is_good)
+                self.assertTrue(judge.judge(cut).is_good)
             old = self.ext4(IDLE)
             path = self.at / "old"
             path.write_bytes(old)
             # As if the flush had not been honoured.
-            oracle.data.version += 1
+            judge.data.version += 1
             disk.durable = {}
-            oracle._durable_at = oracle.data.version
-            verdict = oracle.judge(Cut("lie", 3, lost=1))
+            judge._durable_at = judge.data.version
+            verdict = judge.judge(Cut("lie", 3, lost=1))
             self.assertIn("comes back", str(verdict.untruths))
 
     def test_a_data_partition_without_its_superblock_is_counted(self) -> None:
@@ -466,6 +467,36 @@ class Environments(unittest.TestCase):
     def test_an_unknown_command_is_not_guessed_at(self) -> None:
         with self.assertRaisesRegex(bootscript.NotRun, "frobnicate"):
             bootscript.grub("frobnicate\nboot\n", {"grubenv": {}}, {"A"})
+
+
+class UBoots(unittest.TestCase):
+    """The two copies of the environment, and what boot.cmd makes of them."""
+
+    @staticmethod
+    def copy(number: int, **variables: str) -> bytes:
+        text = b"".join(f"{name}={value}\0".encode() for name, value in variables.items())
+        data = text.ljust(oracle.COPY_BYTES - 5, b"\0")
+        return struct.pack("<IB", zlib.crc32(data), number) + data
+
+    def starts(self, first: bytes, second: bytes) -> tuple[str, list[str]]:
+        content = first.ljust(oracle.COPIES[1], b"\0") + second
+        slots, unreadable = oracle.uboot().starts(lambda at, length: content[at : at + length])
+        return "".join(slots), unreadable
+
+    def test_the_newer_copy_counts(self) -> None:
+        a = {"BOOT_ORDER": "A", "BOOT_A_LEFT": "3", "BOOT_B_LEFT": "0"}
+        b = {"BOOT_ORDER": "B A", "BOOT_A_LEFT": "3", "BOOT_B_LEFT": "1"}
+        for old, new in ((1, 2), (255, 0)):
+            tried = "BAAABBBA"
+            self.assertEqual(self.starts(self.copy(old, **a), self.copy(new, **b)), (tried, []))
+            self.assertEqual(self.starts(self.copy(new, **b), self.copy(old, **a)), (tried, []))
+        torn = bytearray(self.copy(2, **b))
+        torn[600] ^= 1
+        self.assertEqual(self.starts(self.copy(1, **a), bytes(torn)), ("A" * 8, ["copy 1"]))
+
+    def test_without_a_copy_both_slots_are_tried(self) -> None:
+        nothing = bytes(oracle.COPY_BYTES)
+        self.assertEqual(self.starts(nothing, nothing), ("AAABBBAA", ["copy 0", "copy 1"]))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def check(rig: Rig, status: dict, slot: str, read: Read, images: dict[str, bytes
         wrong.append(f"{last} is told, but {version} runs in slot {slot}")
     if last.get("result") in ("failed", "rolledBack") and last["slot"] == slot:
         wrong.append(f"{last} is told, but slot {slot} runs")
-    starts = next_slots(read)
+    starts = next_slots(rig.board.name, read)
     if starts[0] != slot:
         wrong.append(f"slot {slot} is told to be confirmed, but {starts[0]} boots next")
     if wrong:
