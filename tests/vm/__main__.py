@@ -116,6 +116,11 @@ def parts() -> int:
     return subprocess.run([sys.executable, CUTS / "test_parts.py"], check=False).returncode
 
 
+def short_cuts() -> int:
+    """The power cuts that fit into the short set: a few hundred states, three of them booted."""
+    return with_folder("enumerate", lambda folder: enumerate.run("grub", folder, 1, 1, 3))
+
+
 def with_folder(name: str, work) -> int:
     """Runs `work(folder)` with a folder that is removed afterwards."""
     folder = run_folder(name)
@@ -144,6 +149,8 @@ def arguments() -> argparse.Namespace:
                      help="random losses of unflushed writes for each write (1)")
     one.add_argument("--boots", type=int, default=3, metavar="N",
                      help="states that are booted (3)")
+    one.add_argument("--variant", default="good", help="of the image: an update that is rolled back"
+                     f" with one of {', '.join(stories.BAD)}")
     one = commands.add_parser("soak", help="power cuts at random moments of the story")
     one.add_argument("--board", default="grub")
     one.add_argument("trials", type=int)
@@ -166,7 +173,7 @@ def main() -> int:
             case "ci":
                 return tell_stories(CI)
             case "short":
-                return tell_stories(SHORT)
+                return parts() or max(tell_stories(SHORT), short_cuts())
             case "story":
                 for name in given.name:
                     stories.tell(name)
@@ -175,7 +182,7 @@ def main() -> int:
                 return parts()
             case "enumerate":
                 return with_folder("enumerate", lambda folder: enumerate.run(
-                    given.board, folder, given.seed, given.losses, given.boots))
+                    given.board, folder, given.seed, given.losses, given.boots, given.variant))
             case "soak":
                 return with_folder("soak", lambda folder: soak.run(
                     given.board, folder, given.seed, given.trials, given.only))

@@ -46,7 +46,7 @@ def sampling(parts: dict, seed: int, losses: int) -> Sampling:
 
 
 def judge_all(
-    board: str, base: Path, log: WriteLog, known: list[Path], seed: int, losses: int
+    board: str, base: Path, log: WriteLog, known: dict[str, Path], seed: int, losses: int
 ) -> Findings:
     """Asks the oracle about all states."""
     disk = Disk.of(base, log)
@@ -54,7 +54,7 @@ def judge_all(
     found = Findings()
     chance = random.Random(seed)
     begun = time.monotonic()
-    with Oracle(disk, BOOT_LOADERS[board](), parts, SLOTS, "data", known, STATE_FILE, KEEPS) as oracle:
+    with Oracle(disk, BOOT_LOADERS[board](), parts, SLOTS, "data", list(known.values()), STATE_FILE, KEEPS) as oracle:
         for cut in states(disk, sampling(parts, seed, losses)):
             verdict = oracle.judge(cut)
             found.states += 1
@@ -89,7 +89,7 @@ def save(base: Path, log: WriteLog, seed: int, losses: int, name: str, to: Path)
     raise RigError(f"there is no state {name!r} with seed {seed}")
 
 
-def boot(rig: Rig, verdict: Verdict, known: list[Path]) -> None:
+def boot(rig: Rig, verdict: Verdict, known: dict[str, Path]) -> None:
     """Starts a machine with the disk of a state: it must boot what the oracle says, reach the hub,
     end what was under way, and tell the truth."""
     rig.say(f"boots the state {verdict}")
@@ -108,7 +108,7 @@ def boot(rig: Rig, verdict: Verdict, known: list[Path]) -> None:
             file.seek(offset)
             return file.read(length)
 
-        check(rig, status, slot, read, by_version(known))
+        check(rig, status, slot, read, contents(known))
 
 
 def last_slot(rig: Rig) -> str:
@@ -116,12 +116,14 @@ def last_slot(rig: Rig) -> str:
     return re.findall(rig.board.slot_seen, rig.machine.console)[-1]
 
 
-def by_version(known: list[Path]) -> dict[str, bytes]:
-    """The images 1.0.0 and 2.0.0."""
-    return dict(zip(("1.0.0", "2.0.0"), (path.read_bytes() for path in known), strict=True))
+def contents(known: dict[str, Path]) -> dict[str, bytes]:
+    """What the images hold, by their versions."""
+    return {version: path.read_bytes() for version, path in known.items()}
 
 
-def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
+def run(
+    name: str, folder: Path, seed: int, losses: int, boots: int, variant: str = "good"
+) -> int:
     """Records, enumerates, boots a sample; returns the exit code."""
     board = boards.board(name)
     packages.build(board.arch)
@@ -129,8 +131,8 @@ def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
     problems = []
     with Cloud(folder / "cloud") as cloud:
         with RecordedRig(board, cloud, folder / "recorded") as rig:
-            log = record(rig)
-        known = images(rig)
+            log = record(rig, variant)
+        known = images(rig, variant)
         found = judge_all(name, rig.base, log, known, seed, losses)
         tally.cuts = found.states
         for verdict in found.bad:

@@ -11,11 +11,11 @@ from cloud import Cloud
 from process import BUILD, RigError, say
 from stories import UPDATE_LIMIT_S, need
 
-from cuts.enumerate import by_version, last_slot
+from cuts.enumerate import contents, last_slot
 from cuts.layout import SECTOR, partitions
 from cuts.nbd import FLUSH, READ, WRITE, Fault
 from cuts.record import images
-from cuts.soak import VolatileRig
+from cuts.soak import VolatileRig, newer
 from cuts.truth import Tally, Untruth, check, rest
 
 # For faults that do not go away by themselves.
@@ -65,7 +65,7 @@ def spoil(rig: VolatileRig, case: Failing, slot: str) -> Fault:
 def update_on_failing_disk(rig: VolatileRig, case: Failing, known: dict[str, bytes]) -> None:
     """The update ends, well or not, and the device tells which; the next one succeeds."""
     slot, version = rig.running()
-    wanted = "2.0.0" if version == "1.0.0" else "1.0.0"
+    wanted = newer(version)
     run_id = rig.send(wanted)
     rig.machine.wait_for(case.marker, UPDATE_LIMIT_S)
     fault = spoil(rig, case, slot)
@@ -88,7 +88,7 @@ def state_cannot_be_saved(rig: VolatileRig, known: dict[str, bytes]) -> None:
     """The data partition fails in the middle of a download. The device stays reachable and says so;
     after a power cycle with a disk that works it ends the update."""
     slot, version = rig.running()
-    run_id = rig.send("2.0.0" if version == "1.0.0" else "1.0.0")
+    run_id = rig.send(newer(version))
     rig.machine.wait_for(r"fetching version", UPDATE_LIMIT_S)
     fault = spoil(rig, Failing(WRITE, "data", 5, FOR_EVER, "", ()), slot)
 
@@ -153,7 +153,7 @@ def run(board_name: str, folder: Path, names: list[str]) -> int:
             Cloud(folder / f"cloud-{len(left)}") as cloud,
             VolatileRig(board, cloud, folder / f"machine-{len(left)}") as rig,
         ):
-            known = by_version(images(rig))
+            known = contents(images(rig))
             name = "first boot"
             try:
                 rig.factory()
