@@ -118,7 +118,8 @@ def parts() -> int:
 
 def short_cuts() -> int:
     """The power cuts that fit into the short set: a few hundred states, three of them booted."""
-    return with_folder("enumerate", lambda folder: enumerate.run("grub", folder, 1, 1, 3))
+    return with_folder("enumerate", lambda folder: enumerate.run(
+        "grub", folder, enumerate.Choice(seed=1), boots=3))
 
 
 def with_folder(name: str, work) -> int:
@@ -147,6 +148,8 @@ def arguments() -> argparse.Namespace:
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--losses", type=int, default=1, metavar="N",
                      help="random losses of unflushed writes for each write (1)")
+    one.add_argument("--atom", type=int, default=512, metavar="BYTES",
+                     help="what the medium writes as a whole (512)")
     one.add_argument("--boots", type=int, default=3, metavar="N",
                      help="states that are booted (3)")
     one.add_argument("--variant", default="good", help="of the image: an update that is rolled back"
@@ -182,7 +185,9 @@ def main() -> int:
                 return parts()
             case "enumerate":
                 return with_folder("enumerate", lambda folder: enumerate.run(
-                    given.board, folder, given.seed, given.losses, given.boots, given.variant))
+                    given.board, folder,
+                    enumerate.Choice(given.seed, given.losses, given.atom // 512),
+                    given.boots, given.variant))
             case "soak":
                 return with_folder("soak", lambda folder: soak.run(
                     given.board, folder, given.seed, given.trials, given.only))

@@ -40,22 +40,32 @@ class Findings:
     samples: dict[str, Verdict] = field(default_factory=dict)
 
 
-def sampling(parts: dict, seed: int, losses: int) -> Sampling:
-    """Every prefix, but of the writes into the slots one in 16, and random losses for each."""
-    return Sampling(seed, losses=losses, bulk=[parts[name].range for name in SLOTS.values()])
+@dataclass(frozen=True)
+class Choice:
+    """Which states are looked at: every prefix, but of the writes into the slots one in 16, and so
+    many random losses for each, torn at so many sectors."""
+
+    seed: int
+    losses: int = 1
+    atom: int = 1
+
+    def sampling(self, parts: dict) -> Sampling:
+        """The same for one disk."""
+        bulk = [parts[name].range for name in SLOTS.values()]
+        return Sampling(self.seed, losses=self.losses, atom=self.atom, bulk=bulk)
 
 
 def judge_all(
-    board: str, base: Path, log: WriteLog, known: dict[str, Path], seed: int, losses: int
+    board: str, base: Path, log: WriteLog, known: dict[str, Path], choice: Choice
 ) -> Findings:
     """Asks the oracle about all states."""
     disk = Disk.of(base, log)
     parts = partitions(disk.read)
     found = Findings()
-    chance = random.Random(seed)
+    chance = random.Random(choice.seed)
     begun = time.monotonic()
     with Oracle(disk, BOOT_LOADERS[board](), parts, SLOTS, "data", list(known.values()), STATE_FILE, KEEPS) as oracle:
-        for cut in states(disk, sampling(parts, seed, losses)):
+        for cut in states(disk, choice.sampling(parts)):
             verdict = oracle.judge(cut)
             found.states += 1
             found.notes.update(verdict.notes)
@@ -79,14 +89,14 @@ def judge_all(
     return found
 
 
-def save(base: Path, log: WriteLog, seed: int, losses: int, name: str, to: Path) -> None:
+def save(base: Path, log: WriteLog, choice: Choice, name: str, to: Path) -> None:
     """Makes the disk of one state again."""
     disk = Disk.of(base, log)
-    for cut in states(disk, sampling(partitions(disk.read), seed, losses)):
+    for cut in states(disk, choice.sampling(partitions(disk.read))):
         if cut.name == name:
             disk.save(to)
             return
-    raise RigError(f"there is no state {name!r} with seed {seed}")
+    raise RigError(f"there is no state {name!r} with {choice}")
 
 
 def boot(rig: Rig, verdict: Verdict, known: dict[str, Path]) -> None:
@@ -122,7 +132,7 @@ def contents(known: dict[str, Path]) -> dict[str, bytes]:
 
 
 def run(
-    name: str, folder: Path, seed: int, losses: int, boots: int, variant: str = "good"
+    name: str, folder: Path, choice: Choice, boots: int, variant: str = "good"
 ) -> int:
     """Records, enumerates, boots a sample; returns the exit code."""
     board = boards.board(name)
@@ -133,7 +143,7 @@ def run(
         with RecordedRig(board, cloud, folder / "recorded") as rig:
             log = record(rig, variant)
         known = images(rig, variant)
-        found = judge_all(name, rig.base, log, known, seed, losses)
+        found = judge_all(name, rig.base, log, known, choice)
         tally.cuts = found.states
         for verdict in found.bad:
             tally.bricks += bool(verdict.bricks)
@@ -142,7 +152,7 @@ def run(
         with Rig(board, cloud, folder / "sample") as sample:
             for verdict in chosen(found, boots):
                 sample.folder.mkdir(exist_ok=True)
-                save(rig.base, log, seed, losses, verdict.cut.name, sample.disk)
+                save(rig.base, log, choice, verdict.cut.name, sample.disk)
                 transfers = len(cloud.transfers(rig.name))
                 try:
                     boot(sample, verdict, known)
@@ -163,7 +173,7 @@ def run(
             kept.mkdir(parents=True)
             disks.copy(rig.base, kept / "base.img")
             disks.copy(rig.log, kept / "writes.log")
-            say(f"the recording is kept: {kept}; seed {seed}, losses {losses}")
+            say(f"the recording is kept: {kept}; {choice}")
     for problem in problems:
         print(f"\n{problem}")
     print(tally)
