@@ -39,8 +39,15 @@ for unit in systemd/*.service; do
         fail "$unit: that closes what updates need, see its list of what is left out on purpose"
 done
 # The trial guard must run without a configuration and without the mount of the state folder.
-! grep -E '^(Condition|Assert|StateDirectory|RequiresMountsFor)' systemd/twinboot-trial.service ||
-    fail "systemd/twinboot-trial.service: the guard must not wait for what a new image may lack"
+! grep -E '^(Condition|Assert|After|Requires|Wants|[A-Za-z]*Directory|PrivateTmp|RootImage)' systemd/twinboot-trial.* ||
+    fail "systemd/twinboot-trial.*: the guard must not wait for what a new image may lack"
+for unit in systemd/twinboot-trial.*; do
+    for line in DefaultDependencies=no Conflicts=shutdown.target Before=shutdown.target; do
+        grep -qx "$line" "$unit" || fail "$unit: needs $line, to run where the boot hangs and end where it ends"
+    done
+done
+grep -qx WantedBy=sysinit.target systemd/twinboot-trial.timer ||
+    fail "systemd/twinboot-trial.timer: must be there before the first target that a unit can block"
 grep -q '^OnUnitInactiveSec=' systemd/twinboot-trial.timer || fail "systemd/twinboot-trial.timer: must come again"
 # Without these the clock of chrony and ntpd counts as not set.
 grep -q '^SystemCallFilter=.*clock_adjtime' systemd/twinbootd.service || fail "systemd/twinbootd.service: must let adjtimex through"

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent::{
-    Agent, HealthChecks, Identity, Inputs, Ports, ReadDesired, Restarter, Settings,
+    Agent, HealthChecks, Identity, Inputs, Journal, Ports, ReadDesired, Restarter, Settings, Stop,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -21,6 +21,7 @@ use crate::control;
 use crate::fetch::Fetcher;
 use crate::hub::{self, HubLink, Report, SessionStatus};
 use crate::install;
+use crate::journal::JournalFolder;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
 use crate::store::{FileStore, state_would_be_lost};
@@ -38,8 +39,9 @@ const USER_AGENT: &str = concat!("twinboot/", env!("CARGO_PKG_VERSION"));
 const SYSTEMD_CREDENTIALS: [&str; 2] =
     ["/etc/credstore/hub-credential", "/etc/credstore.encrypted/hub-credential"];
 
-/// How long the parts may take to stop; systemd kills what takes longer.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long the parts may take to stop: less than `TimeoutStopSec=` of the unit, after which systemd
+/// kills. The bootloader may have to be told that a trial goes on.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the service until SIGTERM, or until a part fails.
 ///
@@ -72,8 +74,9 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         store: Box::new(store),
         clock: clock.clone(),
         images: Arc::new(fetcher),
-        health: Arc::new(Checks(Arc::clone(&config))),
-        restarter: Arc::new(Machine(Arc::clone(&config))),
+        health: Arc::new(Checks { config: Arc::clone(&config), sysroot: sysroot.clone() }),
+        restarter: Arc::new(Machine { config: Arc::clone(&config), sysroot: sysroot.clone() }),
+        journal: journal(&config, &credential),
         supervisor: systemd.clone(),
     };
     let inputs = Inputs { requests: incoming, desired: documents, session, report };
@@ -170,6 +173,7 @@ fn settings(config: &Config) -> Settings {
             attempts: small(config.update.max_attempts.get()),
             trial_starts: small(config.update.max_trial_starts.get()),
             trial_s: config.update.trial_limit_s.duration().as_secs(),
+            trial_outage_s: config.update.trial_outage_limit_s.duration().as_secs(),
         },
         hub_must_be_well: config.health.hub,
         health_interval: config.health.interval_s.duration(),
@@ -210,6 +214,13 @@ fn identity(
     })
 }
 
+/// The journal of failed boots, if it is to be told.
+fn journal(config: &Config, credential: &hub::credential::Source) -> Option<Arc<dyn Journal>> {
+    let credential = credential.clone();
+    let folder = JournalFolder::new(&config.report, Arc::new(move || credential.secrets()))?;
+    Some(Arc::new(folder))
+}
+
 fn rules(config: &Config) -> hub::payload::Rules {
     hub::payload::Rules { allow_http: config.fetch.allow_http }
 }
@@ -243,24 +254,58 @@ impl Signals {
 }
 
 /// The local checks.
-struct Checks(Arc<Config>);
+struct Checks {
+    config: Arc<Config>,
+    sysroot: Sysroot,
+}
 
 impl HealthChecks for Checks {
     fn check(&self) -> BoxFuture<'static, Result<(), String>> {
-        let config = Arc::clone(&self.0);
+        let config = Arc::clone(&self.config);
         Box::pin(async move { health::check(&config.health).await })
+    }
+
+    fn cut_off(&self) -> BoxFuture<'static, Option<String>> {
+        let sysroot = self.sysroot.clone();
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || os::cut_off(&sysroot)).await.unwrap_or_default()
+        })
     }
 }
 
 /// The machine.
-struct Machine(Arc<Config>);
+struct Machine {
+    config: Arc<Config>,
+    sysroot: Sysroot,
+}
 
 impl Restarter for Machine {
     fn restart(&self, argument: Option<&'static str>) -> BoxFuture<'static, Result<(), String>> {
-        let config = Arc::clone(&self.0);
+        let config = Arc::clone(&self.config);
         Box::pin(async move {
             info!(argument, "restarting the machine");
             tokio::task::spawn_blocking(move || os::restart(&config.restart, argument))
+                .await
+                .map_err(|error| error.to_string())?
+                .map_err(|error| chain(&error).to_string())
+        })
+    }
+
+    fn stopping(&self) -> BoxFuture<'static, Option<Stop>> {
+        let config = Arc::clone(&self.config);
+        Box::pin(async move {
+            let ask = move || os::shutdown(&config.health.systemctl);
+            match tokio::task::spawn_blocking(ask).await.unwrap_or_default()? {
+                os::Shutdown::Restart => Some(Stop::Restart),
+                os::Shutdown::Other => Some(Stop::Other),
+            }
+        })
+    }
+
+    fn carry(&self, argument: &'static str) -> BoxFuture<'static, Result<(), String>> {
+        let sysroot = self.sysroot.clone();
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || os::carry_argument(argument, &sysroot))
                 .await
                 .map_err(|error| error.to_string())?
                 .map_err(|error| chain(&error).to_string())

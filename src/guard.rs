@@ -4,8 +4,8 @@
 //! daemon is likely to be broken here too. So everything is looked at by itself, and what cannot
 //! be had is done without: a section of the configuration that cannot be read is replaced by its
 //! defaults, a bootloader that cannot be asked by the kernel command line, a command line that
-//! does not tell the slot by the saved state, a state that is lost by what the bootloader means to
-//! boot next. Nothing is changed before the end but one count.
+//! does not tell the slot by the saved state, a state that is lost, or not mounted yet, by what the
+//! bootloader means to boot next. Nothing is changed before the end but one count.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::boot::{self, BootFacts, running};
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
 use crate::store::{self, Glimpse};
@@ -71,7 +71,7 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
         }
     };
     let facts = Facts {
-        state: store::glimpse(&config.state.directory),
+        state: state(config, sysroot),
         running,
         next,
         boot: os::boot_id(sysroot).ok(),
@@ -112,6 +112,19 @@ pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<Trial
     Ok(TrialEnd::Restarting)
 }
 
+/// What the state folder shows. The guard may run before the data partition is mounted: what lies
+/// below the mount point then, on the slot itself, is of some other time and is not believed.
+fn state(config: &Config, sysroot: &Sysroot) -> Glimpse {
+    let Config { slots, state: config::State { directory, allow_on_slot }, .. } = config;
+    match store::state_would_be_lost(directory, slots, sysroot) {
+        Some(problem) if !allow_on_slot => {
+            warn!(problem, "the saved state is not there");
+            Glimpse::default()
+        }
+        _ => store::glimpse(directory),
+    }
+}
+
 /// Whether an unconfirmed slot runs whose time is over.
 #[must_use]
 pub fn decide(facts: &Facts) -> TrialEnd {
@@ -124,12 +137,15 @@ pub fn decide(facts: &Facts) -> TrialEnd {
     TrialEnd::Restarting
 }
 
-/// When the trial of the running slot began, as time since boot; `None` if none is under way.
+/// From when on the time of the running slot's trial counts, as time since boot; `None` if none is
+/// under way.
 fn unconfirmed_since(facts: &Facts) -> Option<Duration> {
     match &facts.state.saved {
         Some(saved) => in_trial(saved, facts).then(|| match &saved.state {
-            State::Trial { boot, began_s, .. } if facts.boot.as_ref() == Some(boot) => {
-                Duration::from_secs(*began_s)
+            // A daemon that waits for the network notes that it does, well within the limit.
+            State::Trial { boot, began_s, outage, .. } if facts.boot.as_ref() == Some(boot) => {
+                let seen_s = outage.as_ref().map_or(0, |outage| outage.seen_s);
+                Duration::from_secs(seen_s.max(*began_s))
             }
             // The daemon never began it in this boot.
             _ => Duration::ZERO,
@@ -186,7 +202,7 @@ fn may_restart(count: &Path, trial: &str, boot: Option<&BootId>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::{Failure, FailureKind, Origin, Run, RunId, Source, Times};
+    use crate::update::{Failure, FailureKind, Origin, Outage, Passage, Run, RunId, Source, Times};
 
     const LIMIT: u64 = 600;
 
@@ -198,6 +214,7 @@ mod tests {
             from: Slot::A,
             times: Times::default(),
             starts: 1,
+            passage: Passage::default(),
         }
     }
 
@@ -206,11 +223,20 @@ mod tests {
     }
 
     fn trial(boot: BootId) -> State {
-        State::Trial { run: run(), starts: 1, boot, began_s: 100, healthy: false }
+        let (run, outage) = (run(), None);
+        State::Trial { run, starts: 1, boot, began_s: 100, healthy: false, stopped: false, outage }
+    }
+
+    /// It waits for the network, and noted that 1000 seconds after the boot.
+    fn waiting(boot: BootId) -> State {
+        let outage = Some(Outage { what: "no carrier".to_owned(), seen_s: 1000, lasts: true });
+        let run = run();
+        State::Trial { run, starts: 1, boot, began_s: 100, healthy: false, stopped: false, outage }
     }
 
     fn switching(boot: BootId) -> State {
-        State::Switching { run: run(), ordered_in: boot, attempt: 1, armed: true }
+        let (run, attempt) = (run(), 1);
+        State::Switching { run, ordered_in: boot, attempt, armed: true, left: true }
     }
 
     fn rolling_back(boot: BootId) -> State {
@@ -251,6 +277,9 @@ mod tests {
             (Some(trial(before())), Some(B), Some(A), Some(600), Some(1200)),
             (Some(switching(before())), Some(B), Some(A), Some(600), Some(1200)),
             (Some(rolling_back(now())), Some(B), None, Some(600), Some(1200)),
+            // The network is missing: time counts from the last note of it in this boot.
+            (Some(waiting(now())), Some(B), Some(A), Some(1600), Some(2200)),
+            (Some(waiting(before())), Some(B), Some(A), Some(600), Some(1200)),
             // The old slot runs.
             (Some(trial(before())), Some(A), Some(A), None, None),
             (Some(switching(before())), Some(A), Some(A), None, None),

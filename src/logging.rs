@@ -13,6 +13,9 @@ use tracing_subscriber::{Layer, fmt as terminal};
 
 use crate::config::Level;
 
+/// The daemon's name in the journal, as the trial guard's.
+pub const IDENTIFIER: &str = "twinbootd";
+
 /// Starts logging for the whole process: with fields to the journal if systemd connected our
 /// error output to it, else as lines to the error output, coloured on a terminal. Libraries log
 /// from warnings up only, whatever `level` says: their details can hold URLs with secrets.
@@ -28,7 +31,7 @@ pub fn start(level: Level) -> Result<(), TryInitError> {
     let output = match journal {
         Some(journal) => journal
             .with_field_prefix(Some("TWINBOOT".to_owned()))
-            .with_syslog_identifier("twinbootd".to_owned())
+            .with_syslog_identifier(IDENTIFIER.to_owned())
             .boxed(),
         None => terminal::layer()
             .with_writer(io::stderr)

@@ -11,14 +11,15 @@
 
 use proptest::prelude::*;
 use twinboot::update::{
-    BootId, Checkpoint, Content, Digest, Event, Facts, Failure, FailureKind, HashState, Job,
-    Limits, Order, Origin, Outcome, OutcomeKind, Run, RunId, Saved, Slot, Source, State, Success,
-    Times, Verdict, Version, WallTime, Wanted, Written, step,
+    BootId, Checkpoint, Content, Digest, Event, Facts, FailedBoot, Failure, FailureKind, HashState,
+    Job, LastWords, Limits, Order, Origin, Outage, Outcome, OutcomeKind, Passage, Run, RunId,
+    Saved, Slot, Source, State, Success, Times, Verdict, Version, WallTime, Wanted, Written, step,
 };
 
 // Values -------------------------------------------------------------------------------------
 
-const LIMITS: Limits = Limits { attempts: 3, trial_starts: 3, trial_s: 600 };
+const LIMITS: Limits =
+    Limits { attempts: 3, trial_starts: 3, trial_s: 600, trial_outage_s: 86_400 };
 
 fn now() -> WallTime {
     WallTime::from_unix_ms(1_800_000_000_000)
@@ -69,6 +70,7 @@ fn run() -> Run {
         from: Slot::A,
         times: Times::default(),
         starts: 1,
+        passage: Passage { hub_before: Some(true), ..Passage::default() },
     }
 }
 
@@ -101,7 +103,9 @@ fn in_a() -> Facts {
     Facts {
         running: Slot::A,
         next: Some(Slot::A),
+        by_argument: false,
         boot: BootId("boot 1".into()),
+        hub_online: true,
         running_version: Some(version("1")),
         since_boot_s: 1000,
         now: Some(now()),
@@ -118,6 +122,10 @@ fn in_b() -> Facts {
         since_boot_s: 20,
         ..in_a()
     }
+}
+
+fn outage(lasts: bool) -> Outage {
+    Outage { what: "eth0 has no carrier".into(), seen_s: 20, lasts }
 }
 
 fn home_is_a() -> Saved {
@@ -139,19 +147,24 @@ fn scene(name: &str) -> (Saved, Facts) {
     };
     let fetching =
         |run| State::Fetching { run, checkpoint: Some(checkpoint()), attempt: 2, began: true };
-    let switching =
-        |armed| State::Switching { run: run(), ordered_in: first.clone(), attempt: 1, armed };
-    let trial = |healthy| State::Trial {
+    let switching = |armed, left| {
+        let (run, ordered_in) = (run(), first.clone());
+        State::Switching { run, ordered_in, attempt: 1, armed, left }
+    };
+    let trial = |healthy, stopped, outage| State::Trial {
         run: run(),
         starts: 1,
         boot: second.clone(),
         began_s: 15,
         healthy,
+        stopped,
+        outage,
     };
     let failed = |kind| Outcome {
         run: Some(run()),
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
+        journal: None,
     };
     match name {
         "idle" => (with(saved, State::Idle, Content::Unknown), in_a()),
@@ -173,10 +186,16 @@ fn scene(name: &str) -> (Saved, Facts) {
             ),
             in_a(),
         ),
-        "switching" => (with(saved, switching(false), tried(is_written)), in_a()),
-        "restarting" => (with(saved, switching(true), tried(is_written)), in_a()),
-        "on trial" => (with(saved, trial(false), tried(is_written)), in_b()),
-        "confirming" => (with(saved, trial(true), tried(is_written)), in_b()),
+        "switching" => (with(saved, switching(false, false), tried(is_written)), in_a()),
+        "restarting" => (with(saved, switching(true, false), tried(is_written)), in_a()),
+        "left" => (with(saved, switching(true, true), tried(is_written)), in_a()),
+        "on trial" => (with(saved, trial(false, false, None), tried(is_written)), in_b()),
+        "waiting" => {
+            let outage = Some(outage(true));
+            (with(saved, trial(false, false, outage), tried(is_written)), in_b())
+        }
+        "stopped" => (with(saved, trial(false, true, None), tried(is_written)), in_b()),
+        "confirming" => (with(saved, trial(true, false, None), tried(is_written)), in_b()),
         "going back" => (
             with(
                 saved,
@@ -194,7 +213,7 @@ fn scene(name: &str) -> (Saved, Facts) {
     }
 }
 
-const SCENES: [&str; 12] = [
+const SCENES: [&str; 15] = [
     "idle",
     "idle, the other slot good",
     "idle, nothing known",
@@ -204,7 +223,10 @@ const SCENES: [&str; 12] = [
     "verifying",
     "switching",
     "restarting",
+    "left",
     "on trial",
+    "waiting",
+    "stopped",
     "confirming",
     "going back",
 ];
@@ -244,11 +266,15 @@ fn event(name: &str) -> Event {
         "trial over" => Event::TrialExpired("hub not reached".into()),
         "confirmed" => Event::Confirmed,
         "not confirmed" => Event::ConfirmFailed(cause(FailureKind::Bootloader)),
+        "no network" => Event::Outage(outage(true)),
+        "network again" => Event::Outage(outage(false)),
+        "machine restarts" => Event::MachineStops { restarts: true },
+        "machine off" => Event::MachineStops { restarts: false },
         other => panic!("no event {other}"),
     }
 }
 
-const EVENTS: [&str; 24] = [
+const EVENTS: [&str; 28] = [
     "the same install",
     "an install",
     "desired: nothing",
@@ -273,6 +299,10 @@ const EVENTS: [&str; 24] = [
     "trial over",
     "confirmed",
     "not confirmed",
+    "no network",
+    "network again",
+    "machine restarts",
+    "machine off",
 ];
 
 // States and orders, said aloud ---------------------------------------------------------------
@@ -296,7 +326,14 @@ fn say(saved: &Saved) -> String {
         }
         State::Verifying { attempt, .. } => format!("verifying, start {attempt}"),
         State::Switching { attempt, armed: false, .. } => format!("switching, order {attempt}"),
-        State::Switching { attempt, .. } => format!("restarting, order {attempt}"),
+        State::Switching { attempt, left: false, .. } => format!("restarting, order {attempt}"),
+        State::Switching { attempt, .. } => format!("left, order {attempt}"),
+        State::Trial { starts, healthy: false, stopped: true, .. } => {
+            format!("stopped, start {starts}")
+        }
+        State::Trial { starts, healthy: false, outage: Some(outage), .. } if outage.lasts => {
+            format!("waiting, start {starts}")
+        }
         State::Trial { starts, healthy: false, .. } => format!("on trial, start {starts}"),
         State::Trial { starts, .. } => format!("confirming, start {starts}"),
         State::RollingBack { reason, attempt, .. } => {
@@ -319,9 +356,11 @@ fn say_orders(orders: &[Order]) -> String {
         Order::CancelTry(slot) => format!("forget {slot}"),
         Order::Confirm => "confirm".into(),
         Order::Watch(None) => "watch".into(),
-        Order::Watch(Some(until)) => format!("watch until {until} s"),
+        Order::Watch(Some(time)) => format!("watch until {} s", time.ends_s()),
         Order::RestartToTry => "restart to try".into(),
         Order::Restart => "restart".into(),
+        Order::CarryArgument => "carry the argument".into(),
+        Order::ReadJournal(_) => "read the journal".into(),
     };
     orders
         .iter()
@@ -446,15 +485,58 @@ restarting                | roll back               | restarting, order 1       
 restarting                | reboot                  | restarting, order 1                       | answer TooLate(run)
 restarting                | not switched            | idle: failed, bootloader                  | forget B
 restarting                | not restarted           | switching, order 2                        | try B
+restarting                | machine restarts        | left, order 1                             | carry the argument
+restarting                | machine off             | restarting, order 1                       | carry the argument
+# It went down cleanly after that.
+left                      | the same install        | left, order 1                             | answer AlreadyRunning(run)
+left                      | an install              | left, order 1                             | answer Busy(run)
+left                      | cancel                  | left, order 1                             | answer TooLate(run)
+left                      | confirm                 | left, order 1                             | answer Nothing
+left                      | roll back               | left, order 1                             | answer Busy(run)
+left                      | reboot                  | left, order 1                             | answer TooLate(run)
+left                      | not switched            | idle: failed, bootloader                  | forget B
+left                      | not restarted           | switching, order 2                        | try B
+left                      | machine restarts        | left, order 1                             | carry the argument
+left                      | machine off             | restarting, order 1                       | carry the argument
 # Slot B runs and is checked.
 on trial                  | the same install        | on trial, start 1                         | answer AlreadyRunning(run)
 on trial                  | an install              | on trial, start 1                         | answer Busy(run)
 on trial                  | cancel                  | on trial, start 1                         | answer TooLate(run)
 on trial                  | confirm                 | confirming, start 1                       | answer Confirming; confirm
 on trial                  | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-on trial                  | reboot                  | on trial, start 1                         | answer TooLate(run)
+on trial                  | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
 on trial                  | healthy                 | confirming, start 1                       | confirm
 on trial                  | trial over              | going back, unhealthy, order 1            | forget B; restart
+on trial                  | no network              | waiting, start 1                          |
+on trial                  | network again           | on trial, start 1                         |
+on trial                  | machine restarts        | stopped, start 1                          | try B; carry the argument
+on trial                  | machine off             | stopped, start 1                          | try B; carry the argument
+# The network is missing through no fault of the image.
+waiting                   | the same install        | waiting, start 1                          | answer AlreadyRunning(run)
+waiting                   | an install              | waiting, start 1                          | answer Busy(run)
+waiting                   | cancel                  | waiting, start 1                          | answer TooLate(run)
+waiting                   | confirm                 | confirming, start 1                       | answer Confirming; confirm
+waiting                   | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
+waiting                   | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+waiting                   | healthy                 | confirming, start 1                       | confirm
+waiting                   | trial over              | going back, unhealthy, order 1            | forget B; restart
+waiting                   | network again           | on trial, start 1                         |
+waiting                   | machine restarts        | stopped, start 1                          | try B; carry the argument
+waiting                   | machine off             | stopped, start 1                          | try B; carry the argument
+# The machine is restarted cleanly and is to come back into slot B. What would tell the bootloader
+# something else has to wait.
+stopped                   | the same install        | stopped, start 1                          | answer AlreadyRunning(run)
+stopped                   | an install              | stopped, start 1                          | answer Busy(run)
+stopped                   | cancel                  | stopped, start 1                          | answer TooLate(run)
+stopped                   | confirm                 | stopped, start 1                          | answer TooLate(run)
+stopped                   | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
+stopped                   | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+stopped                   | not restarted           | on trial, start 1                         | forget B; watch until 615 s
+stopped                   | trial over              | going back, unhealthy, order 1            | forget B; restart
+stopped                   | no network              | stopped, start 1                          |
+stopped                   | network again           | stopped, start 1                          |
+stopped                   | machine restarts        | stopped, start 1                          | try B; carry the argument
+stopped                   | machine off             | stopped, start 1                          | try B; carry the argument
 # It passed, and is being made the default.
 confirming                | the same install        | confirming, start 1                       | answer AlreadyRunning(run)
 confirming                | an install              | confirming, start 1                       | answer Busy(run)
@@ -510,6 +592,8 @@ fn start(scene_name: &str, how: &str) -> (Saved, Vec<Order>) {
         "in B, A is next" => Facts { boot: BootId("boot 3".into()), ..in_b() },
         "in B, B is next" => Facts { boot: BootId("boot 3".into()), next: Some(Slot::B), ..in_b() },
         "in B, nothing is next" => Facts { boot: BootId("boot 3".into()), next: None, ..in_b() },
+        "in A, by argument" => Facts { boot: BootId("boot 3".into()), by_argument: true, ..in_a() },
+        "in B, by argument" => Facts { boot: BootId("boot 3".into()), by_argument: true, ..in_b() },
         other => panic!("no start {other}"),
     };
     step(saved, Event::Started, &facts)
@@ -554,23 +638,48 @@ switching                 | in B, A is next       | on trial, start 1           
 switching                 | in B, B is next       | on trial, start 1                     | watch until 620 s
 switching                 | in B, nothing is next | on trial, start 1                     | watch until 620 s
 restarting                | again                 | switching, order 2                    | confirm; try B
-restarting                | in A                  | idle: rolled back, fellBack           | forget B; confirm
-restarting                | in A, B is next       | idle: rolled back, fellBack           | forget B; confirm
+restarting                | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 restarting                | in B, A is next       | on trial, start 1                     | watch until 620 s
+left                      | again                 | switching, order 2                    | confirm; try B
+left                      | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
+left                      | in A, nothing is next | idle: rolled back, fellBack           | forget B; confirm; read the journal
+left                      | in B, A is next       | on trial, start 1                     | watch until 620 s
+# It was not tried: the bootloader still means to, or the argument was lost with the power. One that
+# went down with the argument was.
+restarting                | in A, B is next       | switching, order 2                    | confirm; try B
+left                      | in A, B is next       | switching, order 2                    | confirm; try B
+switching                 | in A, by argument     | switching, order 2                    | confirm; try B
+restarting                | in A, by argument     | switching, order 2                    | confirm; try B
+left                      | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm; read the journal
+restarting                | in B, by argument     | on trial, start 1                     | watch until 620 s
+left                      | in B, by argument     | on trial, start 1                     | watch until 620 s
 # The trial goes on in its own boot with its own deadline, in another with a new one.
 on trial                  | again                 | on trial, start 2                     | watch until 615 s
-on trial                  | in A                  | idle: rolled back, fellBack           | forget B; confirm
-on trial                  | in A, B is next       | idle: rolled back, fellBack           | forget B; confirm
+on trial                  | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
+on trial                  | in A, B is next       | idle: rolled back, fellBack           | forget B; confirm; read the journal
 on trial                  | in B, A is next       | on trial, start 2                     | watch until 620 s
 on trial                  | in B, B is next       | on trial, start 2                     | watch until 620 s
+on trial                  | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm; read the journal
+on trial                  | in B, by argument     | on trial, start 2                     | watch until 620 s
+# An outage buys time in its own boot only.
+waiting                   | again                 | waiting, start 2                      | watch until 620 s
+waiting                   | in B, A is next       | on trial, start 2                     | watch until 620 s
+waiting                   | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
+# After a clean stop the slot comes back, and that is no new start. The argument may be lost.
+stopped                   | again                 | on trial, start 1                     | forget B; watch until 615 s
+stopped                   | in B, A is next       | on trial, start 1                     | watch until 620 s
+stopped                   | in B, by argument     | on trial, start 1                     | watch until 620 s
+stopped                   | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
+stopped                   | in A, B is next       | switching, order 2                    | confirm; try B
+stopped                   | in A, by argument     | switching, order 2                    | confirm; try B
 confirming                | again                 | confirming, start 1                   | confirm
-confirming                | in A                  | idle: rolled back, fellBack           | forget B; confirm
+confirming                | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 confirming                | in B, A is next       | confirming, start 1                   | confirm
 confirming                | in B, B is next       | confirming, start 1                   | confirm
 # The way back is ordered again in one boot; a boot that came up wrong ends it.
 going back                | again                 | going back, unhealthy, order 2        | forget B; restart
-going back                | in A                  | idle: rolled back, unhealthy          | forget B; confirm
-going back                | in A, nothing is next | idle: rolled back, unhealthy          | forget B; confirm
+going back                | in A                  | idle: rolled back, unhealthy          | forget B; confirm; read the journal
+going back                | in A, nothing is next | idle: rolled back, unhealthy          | forget B; confirm; read the journal
 going back                | in B, A is next       | idle: failed, stuck                   |
 going back                | in B, B is next       | idle: failed, stuck                   |
 ";
@@ -588,6 +697,147 @@ fn every_start_goes_on_where_the_bootloader_says_the_device_is() {
     assert!(wrong.is_empty(), "{} are different:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+#[test]
+fn a_slot_that_is_never_tried_is_armed_again_and_then_given_up() {
+    // A restart that always loses the argument, or a bootloader that does as if.
+    for facts in [Facts { by_argument: true, ..in_a() }, Facts { next: Some(Slot::B), ..in_a() }] {
+        let (mut saved, _) = scene("restarting");
+        let mut told = vec![say(&saved)];
+        let mut orders = Vec::new();
+        for boot in 2..10 {
+            let facts = Facts { boot: BootId(format!("boot {boot}")), ..facts.clone() };
+            (saved, orders) = step(saved, Event::Started, &facts);
+            if saved.state == State::Idle {
+                break;
+            }
+            let why = saved.state.run().unwrap().why_armed_again(boot).unwrap();
+            assert!(why.starts_with(&format!("armed again, {boot} of 3: ")), "{why}");
+            (saved, _) = step(saved, event("switched"), &facts);
+            told.push(say(&saved));
+        }
+        assert_eq!(told, ["restarting, order 1", "restarting, order 2", "restarting, order 3"]);
+        assert_eq!(
+            (say(&saved).as_str(), saved.slots.b.name()),
+            ("idle: failed, fellBack", "written")
+        );
+        assert_eq!(say_orders(&orders), "forget B; confirm");
+    }
+}
+
+#[test]
+fn a_slot_that_failed_is_not_tried_a_second_time() {
+    // The machine went down with the argument, and came up in the old slot.
+    for by_argument in [false, true] {
+        let (saved, facts) = scene("restarting");
+        let (saved, _) = step(saved, event("machine restarts"), &facts);
+        let facts = Facts { boot: BootId("boot 2".into()), by_argument, ..in_a() };
+        let (saved, orders) = step(saved, Event::Started, &facts);
+        assert_eq!(say(&saved), "idle: rolled back, fellBack");
+        assert_eq!(saved.slots.b.name(), "bad");
+        assert!(!orders.iter().any(|order| matches!(order, Order::TryNext(_))), "{orders:?}");
+        let (saved, orders) = step(saved, Event::Started, &facts);
+        assert_eq!(
+            (say(&saved).as_str(), say_orders(&orders).as_str()),
+            ("idle: rolled back, fellBack", "confirm")
+        );
+    }
+}
+
+#[test]
+fn clean_restarts_in_a_trial_are_no_starts_and_have_an_end() {
+    let (mut saved, _) = scene("on trial");
+    for boot in 2..12 {
+        let facts = Facts { boot: BootId(format!("boot {boot}")), ..in_b() };
+        let (after, orders) = step(saved, event("machine restarts"), &facts);
+        assert_eq!(say_orders(&orders), "try B; carry the argument", "in boot {boot}");
+        let next = Facts { boot: BootId(format!("boot {}", boot + 1)), ..in_b() };
+        (saved, _) = step(after, Event::Started, &next);
+        assert_eq!(say(&saved), "on trial, start 1");
+    }
+    let (same, orders) = step(saved.clone(), event("machine restarts"), &in_b());
+    assert_eq!((&same, &orders[..]), (&saved, &[][..]), "an image that restarts itself for ever");
+    let (same, orders) = step(saved.clone(), event("reboot"), &in_b());
+    assert_eq!((&same, say_orders(&orders).as_str()), (&saved, "answer TooLate(run)"));
+    // The bootloader goes back then, as after every boot that nobody vouched for.
+    let (saved, _) = step(saved, Event::Started, &Facts { by_argument: true, ..in_a() });
+    assert_eq!(say(&saved), "idle: rolled back, fellBack");
+    let told = format!("{:?}", saved.last.unwrap().kind);
+    assert!(told.contains("restarted cleanly too often"), "{told}");
+}
+
+#[test]
+fn a_machine_that_is_switched_off_every_night_in_its_trial_comes_back_some_times() {
+    // With tryboot each of them loses the argument.
+    let (mut saved, _) = scene("on trial");
+    let mut nights = 0;
+    loop {
+        nights += 1;
+        let by_argument = |facts: Facts, part| Facts {
+            by_argument: true,
+            boot: BootId(format!("boot {nights} {part}")),
+            ..facts
+        };
+        let (after, _) = step(saved, event("machine off"), &by_argument(in_b(), "evening"));
+        let home = by_argument(in_a(), "morning");
+        (saved, _) = step(after, Event::Started, &home);
+        if saved.state == State::Idle {
+            break;
+        }
+        (saved, _) = step(saved, event("switched"), &home);
+        (saved, _) = step(saved, event("machine restarts"), &home);
+        (saved, _) = step(saved, Event::Started, &by_argument(in_b(), "noon"));
+        assert!(nights < 10, "never ends");
+    }
+    assert_eq!((say(&saved).as_str(), nights), ("idle: rolled back, fellBack", 3));
+}
+
+#[test]
+fn a_trial_whose_time_is_over_is_left_whoever_restarts_the_machine() {
+    // The trial guard for instance, which told the bootloader so.
+    for (scene_name, over_s) in [("on trial", 615), ("waiting", 620)] {
+        let (saved, facts) = scene(scene_name);
+        let at = |since_boot_s| Facts { since_boot_s, ..facts.clone() };
+        let (_, orders) = step(saved.clone(), event("machine restarts"), &at(over_s - 1));
+        assert_eq!(say_orders(&orders), "try B; carry the argument");
+        let (same, orders) = step(saved.clone(), event("machine restarts"), &at(over_s));
+        assert_eq!((same, orders), (saved, vec![]));
+    }
+}
+
+#[test]
+fn what_was_waited_for_the_network_is_not_missing_when_it_is_confirmed() {
+    let (saved, facts) = scene("waiting");
+    let at = |since_boot_s| Facts { since_boot_s, ..facts.clone() };
+    let seen_s = 40_000;
+    let seen = Event::Outage(Outage { seen_s, ..outage(true) });
+    let (saved, _) = step(saved, seen, &at(seen_s));
+    let (saved, _) = step(saved, Event::Healthy, &at(40_300));
+    let (same, _) = step(saved.clone(), event("not confirmed"), &at(40_899));
+    assert_eq!(same, saved, "it is tried again");
+    let (saved, _) = step(saved, event("not confirmed"), &at(40_900));
+    assert_eq!(say(&saved), "going back, bootloader, order 1");
+}
+
+#[test]
+fn what_the_old_slot_knew_of_the_hub_goes_along() {
+    for (hub_online, ways) in [(true, false), (false, true)] {
+        let facts = Facts { hub_online, ..in_a() };
+        for (scene_name, last) in
+            [("verifying", "verified"), ("idle, the other slot good", "roll back")]
+        {
+            let (saved, orders) = step(scene(scene_name).0, event(last), &facts);
+            assert!(orders.contains(&Order::TryNext(Slot::B)), "{orders:?}");
+            // Nobody knows after a start: what was known stays.
+            let later = Facts { hub_online: !hub_online, ..facts.clone() };
+            let (saved, _) = step(saved, Event::Started, &later);
+            assert_eq!(saved.state.run().unwrap().passage.hub_before, Some(hub_online));
+            let (_, orders) = step(saved, Event::Started, &Facts { hub_online: false, ..in_b() });
+            let [Order::Watch(Some(time))] = orders[..] else { panic!("{orders:?}") };
+            assert_eq!(time.hub_was_missing, ways);
+        }
+    }
+}
+
 /// Slot A is good, nothing is under way, and slot B with this content runs.
 fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Saved, Vec<Order>) {
     let mut saved = home_is_a();
@@ -596,6 +846,7 @@ fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Sav
         run: Some(desired_run()),
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
+        journal: None,
     });
     step(saved, Event::Started, &Facts { next, ..in_b() })
 }
@@ -609,7 +860,7 @@ fn a_slot_that_never_passed_its_checks_is_a_trial_whatever_was_saved() {
             panic!("{:?}", saved.state);
         };
         assert_eq!(run.id, id("run"), "the run that led here goes on");
-        assert_eq!(orders, [Order::Watch(Some(620))]);
+        assert_eq!(say_orders(&orders), "watch until 620 s");
         assert_eq!(saved.home, Some(Slot::A));
     }
     // Nobody remembers a run: one is made up, and can end either way.
@@ -643,6 +894,20 @@ fn a_slot_that_was_given_up_is_left_once_and_only_if_the_bootloader_would_leave_
             assert_eq!((say(&saved).as_str(), &orders[..]), ("idle: failed, stuck", &[][..]));
         }
     }
+}
+
+#[test]
+fn the_reason_survives_a_bootloader_that_was_not_told_in_time() {
+    // GRUB's script begins anew when both slots have been tried.
+    let mut saved = home_is_a();
+    saved.slots.b = tried(is_bad);
+    let kind = OutcomeKind::RolledBack(cause(FailureKind::Unhealthy));
+    saved.last =
+        Some(Outcome { run: Some(run()), kind: kind.clone(), at: Some(now()), journal: None });
+    let (saved, _) = step(saved, Event::Started, &in_b());
+    assert_eq!(say(&saved), "going back, unhealthy, order 1");
+    let (saved, _) = step(saved, Event::Started, &in_a());
+    assert_eq!(saved.last.unwrap().kind, kind);
 }
 
 #[test]
@@ -705,7 +970,7 @@ fn orders_that_lead_nowhere_are_given_up() {
         }
     }
     assert_eq!(say(&saved), "idle: rolled back, fellBack");
-    assert_eq!(orders, [Order::CancelTry(Slot::B), Order::Confirm]);
+    assert_eq!(say_orders(&orders), "forget B; confirm; read the journal");
 }
 
 #[test]
@@ -761,10 +1026,10 @@ fn a_trial_has_one_deadline_per_boot_however_often_the_agent_starts() {
         step(saved, Event::Started, &Facts { running: Slot::B, since_boot_s: 30, ..facts });
     let later = Facts { running: Slot::B, since_boot_s: 500, ..in_a() };
     let (_, orders) = step(saved.clone(), Event::Started, &later);
-    assert_eq!(orders, [Order::Watch(Some(630))]);
+    assert_eq!(say_orders(&orders), "watch until 630 s");
     let next_boot = Facts { boot: BootId("another".into()), since_boot_s: 40, ..later };
     let (_, orders) = step(saved, Event::Started, &next_boot);
-    assert_eq!(orders, [Order::Watch(Some(640))]);
+    assert_eq!(say_orders(&orders), "watch until 640 s");
 }
 
 #[test]
@@ -844,7 +1109,7 @@ fn going_back_is_a_run_like_any_other() {
     let (saved, _) = step(saved, event("switched"), &facts);
     let in_old = Facts { running_version: Some(version("0")), ..in_b() };
     let (works, orders) = step(saved.clone(), Event::Started, &in_old);
-    assert_eq!(orders, [Order::Watch(Some(620))]);
+    assert_eq!(say_orders(&orders), "watch until 620 s");
     let (works, _) = step(works, Event::Healthy, &in_old);
     let (works, _) = step(works, Event::Confirmed, &in_old);
     assert_eq!(say(&works), "idle: succeeded");
@@ -855,7 +1120,7 @@ fn going_back_is_a_run_like_any_other() {
     let (fails, orders) =
         step(saved, Event::Started, &Facts { boot: BootId("3".into()), ..in_a() });
     assert_eq!(say(&fails), "idle: rolled back, fellBack");
-    assert_eq!(orders, [Order::CancelTry(Slot::B), Order::Confirm]);
+    assert_eq!(say_orders(&orders), "forget B; confirm; read the journal");
     assert_eq!(fails.home, Some(Slot::A));
 }
 
@@ -971,6 +1236,97 @@ fn each_phase_notes_when_it_began() {
     assert_eq!((last.at, saved.last_success.unwrap().at), (second(10), second(10)));
 }
 
+/// What the outcome of the last update knows of the failed boot's journal.
+fn journal(saved: &Saved) -> Option<LastWords> {
+    saved.last.as_ref().and_then(|last| last.journal.clone())
+}
+
+fn boot(name: &str) -> BootId {
+    BootId(name.into())
+}
+
+#[test]
+fn the_journal_of_the_boot_that_failed_is_wanted() {
+    let unknown = |others: &[&str]| FailedBoot::Unknown {
+        after: boot("boot 1"),
+        others: others.iter().map(|name| boot(name)).collect(),
+    };
+    for (scene_name, failed) in [
+        // The new system never got as far as the agent.
+        ("restarting", unknown(&["boot 3"])),
+        ("on trial", FailedBoot::Known(boot("boot 2"))),
+        ("confirming", FailedBoot::Known(boot("boot 2"))),
+        ("going back", FailedBoot::Known(boot("boot 2"))),
+    ] {
+        let (saved, orders) = start(scene_name, "in A");
+        assert_eq!(journal(&saved), Some(LastWords::Wanted(failed.clone())), "{scene_name}");
+        assert_eq!(orders.last(), Some(&Order::ReadJournal(failed)), "{scene_name}");
+    }
+    // Nothing failed to boot.
+    for (scene_name, event_name) in
+        [("fetching", "not fetched"), ("confirming", "confirmed"), ("switching", "not switched")]
+    {
+        let (saved, facts) = scene(scene_name);
+        assert_eq!(journal(&step(saved, event(event_name), &facts).0), None, "{scene_name}");
+    }
+    // The bootloader left a good slot: no update ended, so none is told of.
+    assert_eq!(journal(&start("idle", "in B, B is next").0), None);
+}
+
+#[test]
+fn the_journal_is_asked_for_until_it_is_read_and_then_no_more() {
+    let asked = |orders: &[Order]| {
+        orders.iter().find_map(|order| match order {
+            Order::ReadJournal(failed) => Some(failed.clone()),
+            _ => None,
+        })
+    };
+    let (mut saved, orders) = start("restarting", "in A");
+    let first = asked(&orders).unwrap();
+    // The power goes before it is read. Whatever came since is not the failed boot.
+    for number in 4..6 {
+        let facts = Facts { boot: boot(&format!("boot {number}")), ..in_a() };
+        let (next, orders) = step(saved, Event::Started, &facts);
+        let Some(FailedBoot::Unknown { others, .. }) = asked(&orders) else { panic!("{orders:?}") };
+        assert_eq!(others.last(), Some(&facts.boot));
+        assert_eq!(step(next.clone(), Event::Started, &facts), (next.clone(), orders), "same boot");
+        saved = next;
+    }
+    let (_, orders) = step(saved.clone(), Event::Started, &in_a());
+    let of = asked(&orders).unwrap();
+
+    // Also while the next update is under way.
+    let (busy, _) = step(saved.clone(), event("an install"), &in_a());
+    assert!(asked(&step(busy, Event::Started, &in_a()).1).is_some());
+
+    for (result, then) in [
+        (Ok(vec!["1.0s app: no".to_owned()]), LastWords::Lines(vec!["1.0s app: no".to_owned()])),
+        (Ok(vec![]), LastWords::read(Ok(vec![]))),
+        (Err("no journalctl".to_owned()), LastWords::read(Err("no journalctl".to_owned()))),
+    ] {
+        // An answer to an earlier question is none.
+        let late = Event::JournalRead { of: first.clone(), result: result.clone() };
+        let (saved, _) = step(saved.clone(), Event::Started, &in_a());
+        assert_eq!(step(saved.clone(), late, &in_a()), (saved.clone(), vec![]));
+
+        let (read, orders) = step(saved, Event::JournalRead { of: of.clone(), result }, &in_a());
+        assert_eq!((journal(&read), orders), (Some(then), vec![]));
+        assert_eq!(say(&read), "idle: rolled back, fellBack");
+        assert_eq!(asked(&step(read, Event::Started, &in_a()).1), None);
+    }
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_for_power_cuts_is_let_be() {
+    let (mut saved, _) = start("restarting", "in A");
+    for number in 4..20 {
+        let facts = Facts { boot: boot(&format!("boot {number}")), ..in_a() };
+        saved = step(saved, Event::Started, &facts).0;
+    }
+    assert_eq!(journal(&saved), None);
+    assert_eq!(say(&saved), "idle: rolled back, fellBack");
+}
+
 // No sequence of events -----------------------------------------------------------------------
 
 /// What comes next in a random life.
@@ -1006,7 +1362,8 @@ fn likely(saved: &Saved) -> &'static [&'static str] {
         State::Fetching { .. } => &["fetched", "checkpoint", "first bytes"],
         State::Verifying { .. } => &["verified"],
         State::Switching { .. } => &["switched"],
-        State::Trial { healthy: false, .. } => &["healthy", "trial over"],
+        State::Trial { stopped: true, .. } => &["not restarted", "machine restarts"],
+        State::Trial { healthy: false, .. } => &["healthy", "trial over", "no network", "reboot"],
         State::Trial { .. } => &["confirmed"],
         State::RollingBack { .. } => &["not restarted"],
     }

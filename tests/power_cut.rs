@@ -35,9 +35,10 @@ mod rig;
 use std::io::Write;
 
 use rig::{Act, Cut, Fault, Rig, Scenario, Script, When, Wrong};
-use twinboot::update::FailureKind;
+use twinboot::agent::Stop;
+use twinboot::update::{FailureKind, State};
 
-use Act::{Cancel, Confirm, Desire, Install, Reboot, RollBack};
+use Act::{Cancel, Confirm, Desire, Install, Reboot, RollBack, ShutDown};
 use When::{After, AtRest};
 
 /// What operators do with a device.
@@ -59,6 +60,10 @@ const STORIES: &[(&str, Story)] = &[
     ("vouched for on trial", &[(AtRest, Install(2)), (After(10), Confirm)]),
     ("a reboot in the download", &[(AtRest, Install(2)), (After(3), Reboot)]),
     ("a reboot", &[(AtRest, Reboot)]),
+    ("a reboot on trial", &[(AtRest, Install(2)), (After(20), Reboot)]),
+    ("restarted on trial", &[(AtRest, Install(2)), (After(20), ShutDown(Stop::Restart))]),
+    ("switched off on trial", &[(AtRest, Install(2)), (After(20), ShutDown(Stop::Other))]),
+    ("restarted in the download", &[(AtRest, Install(2)), (After(3), ShutDown(Stop::Restart))]),
 ];
 
 /// Of the stories beside the plain update, the agent is killed at every so many operations only:
@@ -177,6 +182,11 @@ fn undisturbed_updates_end_as_they_should() {
         (Fault::StateReverts, 2, "succeeded".to_owned()),
         (Fault::StateFolderFull, 2, "succeeded".to_owned()),
         (Fault::StateReadOnlyInNewSlot, 1, rolled_back(K::FellBack)),
+        (Fault::CablePulled, 2, "succeeded".to_owned()),
+        (Fault::CableCut, 1, rolled_back(K::Unhealthy)),
+        (Fault::SickAndCableCut, 1, rolled_back(K::Unhealthy)),
+        (Fault::HubGone, 1, rolled_back(K::Unhealthy)),
+        (Fault::NoDriver, 1, rolled_back(K::Unhealthy)),
     ] {
         for script in Script::ALL {
             let rig = device(script, fault, UPDATE, &[], true);
@@ -196,6 +206,68 @@ fn rolled_back(kind: FailureKind) -> String {
 
 fn failed(kind: FailureKind) -> String {
     format!("failed: {}", kind.name())
+}
+
+/// Tryboot alone needs the argument, and nobody can tell that it was lost on the way.
+#[test]
+fn a_restart_that_loses_the_argument_is_told() {
+    for script in Script::ALL {
+        let rig = device(script, Fault::LosesArgument, UPDATE, &[], true);
+        assert_eq!(rig.wrong(), None, "{}", rig.story());
+        let end = match script {
+            Script::Tryboot => (1, rolled_back(FailureKind::FellBack)),
+            Script::Uboot | Script::Grub => (2, "succeeded".to_owned()),
+        };
+        assert_eq!((rig.version(), rig.last_end()), end, "{}", rig.story());
+    }
+}
+
+/// Whoever has the machine restarted or switched off while it waits for the network: the image
+/// comes back and is confirmed.
+#[test]
+fn a_good_image_outlives_a_clean_restart_in_its_trial() {
+    for name in ["a reboot on trial", "restarted on trial", "switched off on trial"] {
+        let story = STORIES.iter().find(|story| story.0 == name).unwrap().1;
+        for script in Script::ALL {
+            let rig = device(script, Fault::CablePulled, story, &[], true);
+            assert_eq!(rig.wrong(), None, "{}", rig.story());
+            let end = (rig.version(), rig.last_end());
+            assert_eq!(end, (2, "succeeded".to_owned()), "{name}, {script:?}\n{}", rig.story());
+            let trials = rig.machine().tries;
+            assert_eq!(trials, 2, "{name}, {script:?}: once more after the restart");
+        }
+    }
+}
+
+/// A cut between the last byte of the image and the first boot of the new slot: it is tried all the
+/// same, whatever the power took along.
+#[test]
+fn a_cut_before_the_new_slot_was_tried_does_not_lose_the_update() {
+    let mut armed_again = 0;
+    for script in Script::ALL {
+        for at in 0..END {
+            let rig = device(script, Fault::None, UPDATE, &[Cut::Power(at)], true);
+            if !rig.was_cut() {
+                break;
+            }
+            // Once the machine is on its way, the new slot may have been tried.
+            let on_its_way = |state: &State| matches!(state, State::Switching { left: true, .. });
+            let cut_in = rig.machine().cut_in[0].clone();
+            match cut_in {
+                Some(state @ (State::Verifying { .. } | State::Switching { .. }))
+                    if !on_its_way(&state) =>
+                {
+                    let end = (rig.version(), rig.last_end());
+                    assert_eq!(end, (2, "succeeded".to_owned()), "cut at {at}\n{}", rig.story());
+                    let machine = rig.machine();
+                    let last = machine.saved.as_ref().unwrap().last.as_ref().unwrap();
+                    armed_again += u32::from(last.run.as_ref().unwrap().passage.armed_again);
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(armed_again >= 3, "{armed_again}");
 }
 
 /// The bootloader takes no order any more: the new slot is good, but nobody can make it stay.

@@ -13,9 +13,10 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use twinboot::hub::reduction;
 use twinboot::update::{
-    BootId, Checkpoint, Content, Contracts, Device, Digest, Failure, FailureKind, HashState, Job,
-    MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, Origin, Outcome, OutcomeKind, Progress, Run, RunId,
-    SCHEMA, Saved, Slot, Slots, Source, State, Success, Times, WallTime, Written, report,
+    BootId, Checkpoint, Content, Contracts, Device, Digest, FailedBoot, Failure, FailureKind,
+    HashState, Job, LastWords, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, Origin, Outage, Outcome,
+    OutcomeKind, Passage, Progress, Run, RunId, SCHEMA, Saved, Slot, Slots, Source, State, Success,
+    Times, WallTime, Written, report,
 };
 
 // Values -------------------------------------------------------------------------------------
@@ -72,6 +73,7 @@ fn run(phases: usize) -> Run {
             rebooted: time(5),
         },
         starts: 1,
+        passage: Passage::default(),
     }
 }
 
@@ -85,7 +87,7 @@ fn saved(state: State) -> Saved {
 
 fn ended(kind: OutcomeKind, phases: usize) -> Saved {
     let mut saved = saved(State::Idle);
-    saved.last = Some(Outcome { run: Some(run(phases)), kind, at: Some(at(9)) });
+    saved.last = Some(Outcome { run: Some(run(phases)), kind, at: Some(at(9)), journal: None });
     saved
 }
 
@@ -114,11 +116,20 @@ fn verifying() -> State {
 }
 
 fn switching(armed: bool) -> State {
-    State::Switching { run: run(4), ordered_in: BootId("b1".into()), attempt: 1, armed }
+    let (run, ordered_in) = (run(4), BootId("b1".into()));
+    State::Switching { run, ordered_in, attempt: 1, armed, left: false }
 }
 
 fn trial() -> State {
-    State::Trial { run: run(5), starts: 1, boot: BootId("b2".into()), began_s: 9, healthy: false }
+    State::Trial {
+        run: run(5),
+        starts: 1,
+        boot: BootId("b2".into()),
+        began_s: 9,
+        healthy: false,
+        stopped: false,
+        outage: None,
+    }
 }
 
 fn rolling_back() -> State {
@@ -139,7 +150,8 @@ fn all_states() -> Vec<(&'static str, Saved, bool)> {
     let failed = |kind, phases| ended(OutcomeKind::Failed(cause(kind)), phases);
     let back = |kind, phases| ended(OutcomeKind::RolledBack(cause(kind)), phases);
     let mut up_to_date = saved(State::Idle);
-    up_to_date.last = Some(Outcome { run: None, kind: OutcomeKind::UpToDate, at: Some(at(9)) });
+    up_to_date.last =
+        Some(Outcome { run: None, kind: OutcomeKind::UpToDate, at: Some(at(9)), journal: None });
     vec![
         ("new", saved(State::Idle), false),
         ("waiting", saved(fetching(false)), false),
@@ -592,14 +604,15 @@ fn any_run() -> BoxedStrategy<Run> {
         applying: times[3],
         rebooted: times[4],
     });
-    ("[0-9a-f]{16}", source, origin, any_slot(), times, any::<u16>())
-        .prop_map(|(id, source, origin, from, times, starts)| Run {
+    ("[0-9a-f]{16}", source, origin, any_slot(), times, any::<u16>(), any_passage())
+        .prop_map(|(id, source, origin, from, times, starts, passage)| Run {
             id: RunId(id),
             source,
             origin,
             from,
             times,
             starts,
+            passage,
         })
         .boxed()
 }
@@ -663,6 +676,22 @@ fn any_checkpoint() -> BoxedStrategy<Checkpoint> {
         .boxed()
 }
 
+fn any_outage() -> BoxedStrategy<Outage> {
+    (any_text(), any::<u64>(), any::<bool>())
+        .prop_map(|(what, seen_s, lasts)| Outage { what, seen_s, lasts })
+        .boxed()
+}
+
+fn any_passage() -> BoxedStrategy<Passage> {
+    (option(any::<bool>()), any::<u8>(), any::<u8>())
+        .prop_map(|(hub_before, armed_again, clean_stops)| Passage {
+            hub_before,
+            armed_again,
+            clean_stops,
+        })
+        .boxed()
+}
+
 fn any_state() -> BoxedStrategy<State> {
     let written = (any::<u64>(), any_digest(), any::<u64>()).prop_map(
         |(image_bytes, image_digest, fetched_bytes)| Written {
@@ -681,23 +710,26 @@ fn any_state() -> BoxedStrategy<State> {
             written,
             attempt
         }),
-        (any_run(), any_boot(), any::<u8>(), any::<bool>()).prop_map(
-            |(run, ordered_in, attempt, armed)| State::Switching {
+        (any_run(), any_boot(), any::<u8>(), any::<bool>(), any::<bool>()).prop_map(
+            |(run, ordered_in, attempt, armed, left)| State::Switching {
                 run,
                 ordered_in,
                 attempt,
-                armed
+                armed,
+                left
             }
         ),
-        (any_run(), any::<u8>(), any_boot(), any::<u64>(), any::<bool>()).prop_map(
-            |(run, starts, boot, began_s, healthy)| State::Trial {
-                run,
-                starts,
-                boot,
-                began_s,
-                healthy
-            }
-        ),
+        (
+            any_run(),
+            any::<u8>(),
+            any_boot(),
+            any::<u64>(),
+            any::<[bool; 2]>(),
+            option(any_outage())
+        )
+            .prop_map(|(run, starts, boot, began_s, [healthy, stopped], outage)| {
+                State::Trial { run, starts, boot, began_s, healthy, stopped, outage }
+            }),
         (any_run(), any_failure(), any_boot(), any::<u8>()).prop_map(
             |(run, reason, ordered_in, attempt)| State::RollingBack {
                 run,
@@ -717,8 +749,18 @@ fn any_saved() -> BoxedStrategy<Saved> {
         any_failure().prop_map(OutcomeKind::Failed),
         any_failure().prop_map(OutcomeKind::RolledBack),
     ];
-    let outcome = (option(any_run()), kind, option(any_time()))
-        .prop_map(|(run, kind, at)| Outcome { run, kind, at });
+    let boots = || proptest::collection::vec(any_boot(), 0..3);
+    let lines = proptest::collection::vec("\\PC{0,50}", 0..20);
+    let journal = prop_oneof![
+        any_boot().prop_map(|boot| LastWords::Wanted(FailedBoot::Known(boot))),
+        (any_boot(), boots()).prop_map(|(after, others)| {
+            LastWords::Wanted(FailedBoot::Unknown { after, others })
+        }),
+        lines.prop_map(LastWords::Lines),
+        any_text().prop_map(LastWords::Missing),
+    ];
+    let outcome = (option(any_run()), kind, option(any_time()), option(journal))
+        .prop_map(|(run, kind, at, journal)| Outcome { run, kind, at, journal });
     let success = (option(any_version()), option(any_time()))
         .prop_map(|(version, at)| Success { version, at });
     let slots = (any_content(), any_content()).prop_map(|(a, b)| Slots { a, b });
@@ -857,6 +899,11 @@ fn names_a_variant(value: &Value, path: &str) -> bool {
         "bad",
         "failed",
         "rolledBack",
+        "wanted",
+        "lines",
+        "missing",
+        "known",
+        "unknown",
     ];
     let Some(Value::Object(object)) = value.pointer(path) else { return false };
     object.len() == 1 && object.keys().all(|key| names.contains(&key.as_str()))
@@ -897,15 +944,62 @@ fn objects(value: &Value, path: String, found: &mut Vec<String>) {
     }
 }
 
+#[test]
+fn a_rollback_tells_the_failed_boots_last_words_or_why_there_are_none() {
+    let told = |journal| {
+        let mut saved = ended(OutcomeKind::RolledBack(cause(FailureKind::FellBack)), 4);
+        saved.last.as_mut().unwrap().journal = journal;
+        show(&saved, &device())["twinboot"]["lastUpdate"].clone()
+    };
+    let (lines, none) = (vec!["0.9s a: b".to_owned(), "31.4s err app: no".to_owned()], Value::Null);
+    let without = "the failed boot left nothing in the journal: the new system did not get that \
+                   far, or keeps its journal elsewhere";
+    for (journal, shown, note) in [
+        (None, none.clone(), none.clone()),
+        // Not read yet, but the rollback is told at once.
+        (
+            Some(LastWords::Wanted(FailedBoot::Known(BootId("b".into())))),
+            none.clone(),
+            none.clone(),
+        ),
+        (Some(LastWords::read(Ok(lines.clone()))), json!(lines), none.clone()),
+        (Some(LastWords::read(Ok(vec![]))), none.clone(), json!(without)),
+        (
+            Some(LastWords::read(Err("no journalctl".into()))),
+            none,
+            json!("the journal could not be read: no journalctl"),
+        ),
+    ] {
+        let last = told(journal);
+        assert_eq!(last["result"], "rolledBack");
+        assert_eq!((&last["journal"], &last["journalNote"]), (&shown, &note));
+    }
+}
+
+#[test]
+fn an_outcome_that_an_agent_saved_before_there_were_journals_loads() {
+    let saved = ended(OutcomeKind::RolledBack(cause(FailureKind::FellBack)), 4);
+    let mut value = serde_json::to_value(&saved).unwrap();
+    let member = value["last"].as_object_mut().unwrap().remove("journal");
+    assert_eq!(member, Some(Value::Null));
+    assert_eq!(serde_json::from_value::<Saved>(value).unwrap(), saved);
+}
+
 /// The names that a reduction leaves out are those of the report.
 #[test]
 fn every_step_of_a_reduction_leaves_something_out_and_the_update_stays() {
     let mut saved = success();
     saved.slots.b = Content::Good { version: None, digest: Some(Digest::new([7; 32])) };
     let device = Device { notices: vec!["look here".to_owned()], ..updated_device() };
-    let whole = show(&saved, &device);
+    let lines = vec!["31.4s err app: no".to_owned()];
+    saved.last.as_mut().unwrap().journal = Some(LastWords::Lines(lines));
+    let mut whole = show(&saved, &device);
     assert_eq!(reduction::reduced(&whole, 0), whole);
-    for steps in 1..=reduction::ALL {
+    let first = reduction::reduced(&whole, 1);
+    let journal = whole["twinboot"]["lastUpdate"].as_object_mut().unwrap().remove("journal");
+    assert!(journal.is_some(), "the whole report has it");
+    assert_eq!(first, whole, "what is long and can be read on the device goes first");
+    for steps in 2..=reduction::ALL {
         let (before, after) =
             (reduction::reduced(&whole, steps - 1), reduction::reduced(&whole, steps));
         assert_ne!(before, after, "{}", reduction::left_out(steps));

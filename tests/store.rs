@@ -20,8 +20,8 @@ use twinboot::config::{self, SlotDevice};
 use twinboot::os::{self, Sysroot};
 use twinboot::store::{FileStore, Loaded, StateStore, StoreError, state_would_be_lost};
 use twinboot::update::{
-    BootId, Content, Digest, Failure, FailureKind, Job, Origin, Outcome, OutcomeKind, Run, RunId,
-    Saved, Slot, Source, State, Success, Times, WallTime,
+    BootId, Content, Digest, Failure, FailureKind, Job, Origin, Outcome, OutcomeKind, Passage, Run,
+    RunId, Saved, Slot, Source, State, Success, Times, WallTime,
 };
 
 /// A state with something in every corner.
@@ -38,6 +38,7 @@ fn saved(note: &str) -> Saved {
         from: Slot::A,
         times: Times { requested: Some(WallTime::from_unix_ms(-1)), ..Times::default() },
         starts: 3,
+        passage: Passage::default(),
     };
     let reason = Failure::new(FailureKind::Unhealthy, note);
     Saved {
@@ -47,7 +48,12 @@ fn saved(note: &str) -> Saved {
             ordered_in: BootId("b".to_owned()),
             attempt: 1,
         },
-        last: Some(Outcome { run: Some(run), kind: OutcomeKind::RolledBack(reason), at: None }),
+        last: Some(Outcome {
+            run: Some(run),
+            kind: OutcomeKind::RolledBack(reason),
+            at: None,
+            journal: None,
+        }),
         last_success: Some(Success { version: None, at: None }),
         home: Some(Slot::A),
         slots: twinboot::update::Slots { a: Content::Incomplete, b: Content::Unknown },

@@ -1,5 +1,5 @@
-//! The agent's long work: fetch, read back, watch a trial, restart. Each runs beside the loop and
-//! comes back as an event.
+//! The agent's long work: fetch, read back, restart, read the journal, and in `trial` the checks of
+//! a new slot. Each runs beside the loop and comes back as an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter};
-use crate::clock::Clock;
+use super::ports::{FetchEvent, Images, JobChannels, Journal, Restarter};
 use crate::hub::SessionStatus;
-use crate::update::{Checkpoint, Event, Failure, FailureKind, Job, Progress, Slot, Written};
+use crate::update::{
+    Checkpoint, Event, FailedBoot, Failure, FailureKind, Job, Progress, Slot, Written,
+};
 
 /// Events of one job that may wait for the loop.
 const EVENTS: usize = 8;
@@ -28,7 +29,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(
+    pub(super) fn start(
         work: impl FnOnce(mpsc::Sender<Event>, CancellationToken) -> BoxFuture<'static, ()>,
     ) -> Self {
         let (tell, events) = mpsc::channel(EVENTS);
@@ -136,76 +137,19 @@ async fn finished(task: Option<JoinHandle<()>>) {
     }
 }
 
-/// A round that begins when the time is over, after a late start of the agent, gets this long.
-const LEAST_ROUND: Duration = Duration::from_secs(1);
-
-/// What a watch over the running slot goes by.
-#[derive(Clone, Debug)]
-pub struct Watch {
-    /// Seconds since boot at which the trial is lost; never if there is none.
-    pub deadline_s: Option<u64>,
-    /// Time between two rounds.
-    pub interval: Duration,
-    /// The hub must have answered this report in a live session, be it with a refusal, which is no
-    /// fault of the image; `None` if the hub is not asked for.
-    pub generation: Option<u64>,
-    /// The session.
-    pub session: watch::Receiver<SessionStatus>,
-}
-
-/// Checks the running slot until it is healthy, or its time is over.
-pub fn watch(health: &Arc<dyn HealthChecks>, clock: &Arc<dyn Clock>, orders: Watch) -> Running {
-    let (health, clock) = (Arc::clone(health), Arc::clone(clock));
+/// Reads the last lines of a failed boot.
+pub fn read_journal(journal: &Arc<dyn Journal>, of: FailedBoot) -> Running {
+    let journal = Arc::clone(journal);
     Running::start(|tell, cancel| {
         Box::pin(async move {
-            loop {
-                let round = async {
-                    hub_is_well(&orders)?;
-                    health.check().await?;
-                    // The checks take time, and the session may have gone meanwhile.
-                    hub_is_well(&orders)
-                };
-                let left = || match orders.deadline_s.map(Duration::from_secs) {
-                    None => Duration::MAX,
-                    Some(deadline) => deadline.saturating_sub(clock.since_boot()),
-                };
-                let problem = tokio::select! {
-                    () = cancel.cancelled() => return,
-                    result = tokio::time::timeout(left().max(LEAST_ROUND), round) => match result {
-                        Ok(Ok(())) => {
-                            let _ = tell.send(Event::Healthy).await;
-                            return;
-                        }
-                        Ok(Err(problem)) => problem,
-                        Err(_) => "the health checks were not done when the trial's time was over"
-                            .to_owned(),
-                    },
-                };
-                let pause = left().min(orders.interval);
-                if pause.is_zero() {
-                    let _ = tell.send(Event::TrialExpired(problem)).await;
-                    return;
-                }
-                let mut session = orders.session.clone();
-                session.mark_unchanged();
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    () = tokio::time::sleep(pause) => {}
-                    Ok(()) = session.changed() => {}
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                result = journal.last_words(of.clone()) => {
+                    let _ = tell.send(Event::JournalRead { of, result }).await;
                 }
             }
         })
     })
-}
-
-fn hub_is_well(orders: &Watch) -> Result<(), String> {
-    let Some(generation) = orders.generation else { return Ok(()) };
-    let session = orders.session.borrow();
-    if session.online && session.answered >= generation {
-        Ok(())
-    } else {
-        Err(format!("no hub session with an answered report: {}", session.text))
-    }
 }
 
 /// What a restart goes by.

@@ -7,6 +7,7 @@ mod picture;
 mod ports;
 mod saving;
 mod sentence;
+mod trial;
 mod troubles;
 
 use std::collections::VecDeque;
@@ -29,7 +30,9 @@ use crate::update::{
     BootId, Device, Event, Facts, Limits, Phase, Progress, RunId, Saved, State, Wanted, step,
 };
 
-pub use ports::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
+pub use ports::{
+    FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Stop, Supervisor,
+};
 pub use sentence::sentence;
 
 use jobs::Running;
@@ -44,6 +47,9 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// Between two signs of life to the supervisor.
 const ALIVE: Duration = Duration::from_secs(5);
+
+/// A hub session that was lost this short a time ago is being renewed, or will be back in a moment.
+const HUB_GRACE: Duration = Duration::from_secs(60);
 
 /// The settings of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +85,8 @@ pub struct Ports {
     pub health: Arc<dyn HealthChecks>,
     /// Restarts the machine.
     pub restarter: Arc<dyn Restarter>,
+    /// Tells what a failed boot left behind, if that is to be told.
+    pub journal: Option<Arc<dyn Journal>>,
     /// Watches over the process.
     pub supervisor: Arc<dyn Supervisor>,
 }
@@ -132,6 +140,7 @@ pub struct Agent {
     images: Arc<dyn Images>,
     health: Arc<dyn HealthChecks>,
     restarter: Arc<dyn Restarter>,
+    journal: Option<Arc<dyn Journal>>,
     supervisor: Arc<dyn Supervisor>,
     settings: Settings,
     inputs: Inputs,
@@ -152,8 +161,10 @@ pub struct Agent {
     stopping: Option<JoinHandle<()>>,
     watching: Option<Running>,
     restarting: Option<Running>,
+    reading: Option<Running>,
     retry_confirm: Option<Instant>,
     retry_save: Option<Instant>,
+    hub_seen: Option<Instant>,
 
     progress: watch::Sender<Progress>,
     progress_seen: watch::Receiver<Progress>,
@@ -200,6 +211,7 @@ impl Agent {
             images: ports.images,
             health: ports.health,
             restarter: ports.restarter,
+            journal: ports.journal,
             supervisor: ports.supervisor,
             settings,
             inputs,
@@ -216,8 +228,10 @@ impl Agent {
             stopping: None,
             watching: None,
             restarting: None,
+            reading: None,
             retry_confirm: None,
             retry_save: None,
+            hub_seen: None,
             progress,
             progress_seen,
             reported_progress: (Instant::now(), 0),
@@ -255,15 +269,36 @@ impl Agent {
                 event = jobs::next(&mut self.work) => Input::Event(event),
                 event = jobs::next(&mut self.watching) => Input::Event(event),
                 event = jobs::next(&mut self.restarting) => Input::Event(event),
+                event = jobs::next(&mut self.reading) => Input::Event(event),
                 Some(desired) = self.inputs.desired.recv() => Input::Desired(desired),
                 () = at(self.retry_save) => Input::RetrySave,
                 () = at(self.retry_confirm) => Input::RetryConfirm,
                 Ok(()) = self.progress_seen.changed() => Input::Progress,
             };
+            if self.inputs.session.borrow().online {
+                self.hub_seen = Some(Instant::now());
+            }
             self.take(input).await?;
         }
+        self.note_stop().await?;
         self.stop_jobs().await;
         Ok(())
+    }
+
+    /// The daemon is told to end. If the machine ends with it, a switch or a trial is prepared for
+    /// that; a mere restart of the daemon changes nothing.
+    async fn note_stop(&mut self) -> Result<(), AgentError> {
+        let matters = match &self.saved.state {
+            State::Switching { armed, .. } => *armed,
+            State::Trial { healthy, .. } => !healthy,
+            _ => false,
+        };
+        if !matters {
+            return Ok(());
+        }
+        let Some(stop) = self.restarter.stopping().await else { return Ok(()) };
+        info!(?stop, "the machine goes down");
+        self.handle(Event::MachineStops { restarts: stop == Stop::Restart }, None).await
     }
 
     async fn take(&mut self, input: Input) -> Result<(), AgentError> {
@@ -378,7 +413,9 @@ impl Agent {
         Facts {
             running: self.facts.running,
             next: self.facts.next,
+            by_argument: self.restart_argument.is_some(),
             boot: self.boot_id.clone(),
+            hub_online: self.hub_seen.is_some_and(|seen| seen.elapsed() < HUB_GRACE),
             running_version: self.device.running_version.clone(),
             since_boot_s: self.clock.since_boot().as_secs(),
             now: self.clock.wall(),
@@ -420,7 +457,7 @@ impl Agent {
     /// The checks are for a slot that is not known good yet.
     fn end_watch_if_pointless(&mut self) {
         let useful = match &self.saved.state {
-            State::Trial { healthy, .. } => !healthy,
+            State::Trial { healthy, stopped, .. } => !healthy && !stopped,
             State::Idle => self.saved.home != Some(self.facts.running),
             _ => false,
         };
@@ -432,6 +469,7 @@ impl Agent {
     async fn stop_jobs(&mut self) {
         self.watching = None;
         self.restarting = None;
+        self.reading = None;
         if let Some(work) = self.work.take() {
             self.stopping = work.stop();
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::troubles::Trouble;
-use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs};
+use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs, trial};
 use crate::logging::chain;
 use crate::request::Answer;
 use crate::update::{Event, Failure, FailureKind, Order, Verdict};
@@ -68,15 +68,15 @@ impl Agent {
                 }
             }
             Order::Confirm => return Ok(Done::With(self.confirm().await?)),
-            Order::Watch(deadline_s) => {
+            Order::Watch(time) => {
                 let generation = self.settings.hub_must_be_well.then(|| self.generation());
-                let orders = jobs::Watch {
-                    deadline_s,
+                let orders = trial::Watch {
+                    time,
                     interval: self.settings.health_interval,
                     generation,
                     session: self.inputs.session.clone(),
                 };
-                self.watching = Some(jobs::watch(&self.health, &self.clock, orders));
+                self.watching = Some(trial::watch(&self.health, &self.clock, orders));
             }
             order @ (Order::RestartToTry | Order::Restart) => {
                 self.stop_work();
@@ -90,6 +90,18 @@ impl Agent {
                     session: self.inputs.session.clone(),
                 };
                 self.restarting = Some(jobs::restart(&self.restarter, orders));
+            }
+            Order::CarryArgument => {
+                if let Some(argument) = self.restart_argument
+                    && let Err(problem) = self.restarter.carry(argument).await
+                {
+                    // The slot is not tried then, which is noticed at the next start.
+                    error!(argument, problem, "the restart does not carry the one-shot argument");
+                }
+            }
+            Order::ReadJournal(failed) => {
+                self.reading =
+                    self.journal.as_ref().map(|journal| jobs::read_journal(journal, failed));
             }
         }
         Ok(Done::Quietly)

@@ -10,7 +10,7 @@ use super::troubles::Trouble;
 use super::{Agent, sentence};
 use crate::hub::Report;
 use crate::request::Answer;
-use crate::update::{Device, Phase, Progress, State, own_section, report};
+use crate::update::{Device, Phase, Progress, State, TrialTime, own_section, report};
 
 /// Progress intervals after which small progress is worth a report too.
 const LONG_WHILE: u32 = 12;
@@ -61,10 +61,11 @@ impl Agent {
         let document = report(&self.saved, &progress, &self.device());
         let trial_ends = self.trial_ends();
         self.inputs.report.send_if_modified(|report| {
-            if report.document == document && report.generation > 0 {
+            let same = report.document == document && report.generation > 0;
+            if same && report.trial_ends == trial_ends {
                 return false;
             }
-            let generation = report.generation.saturating_add(1);
+            let generation = report.generation.saturating_add(u64::from(!same));
             *report = Arc::new(Report { generation, document, trial_ends });
             true
         });
@@ -74,8 +75,9 @@ impl Agent {
     /// Since boot; only while the trial waits for the hub.
     fn trial_ends(&self) -> Option<Duration> {
         match &self.saved.state {
-            State::Trial { began_s, healthy: false, .. } if self.settings.hub_must_be_well => {
-                Some(Duration::from_secs(began_s.saturating_add(self.settings.limits.trial_s)))
+            trial @ State::Trial { healthy: false, .. } if self.settings.hub_must_be_well => {
+                let time = TrialTime::of(trial, &self.settings.limits);
+                time.map(|time| Duration::from_secs(time.ends_s()))
             }
             _ => None,
         }

@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::update::{Checkpoint, Failure, Job, Progress, Slot, Written};
+use crate::update::{Checkpoint, FailedBoot, Failure, Job, Progress, Slot, Written};
 
 /// Told while an image is fetched.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,6 +59,20 @@ pub trait HealthChecks: Send + Sync {
     /// # Errors
     /// The first check that does not pass, and what it says.
     fn check(&self) -> BoxFuture<'static, Result<(), String>>;
+    /// Whether the device is cut off from every network by what lies outside it, such as a cable
+    /// that is pulled out, and what tells so. `None` if it is not, or if nobody can tell: a device
+    /// without a network device, or with one that was not brought up, is not cut off but broken.
+    fn cut_off(&self) -> BoxFuture<'static, Option<String>>;
+}
+
+/// The journal of the boots before this one.
+pub trait Journal: Send + Sync {
+    /// The last lines that `boot` left, oldest first: for everybody to see, so without secrets, and
+    /// few and short enough for the twin. None if it left nothing.
+    ///
+    /// # Errors
+    /// The journal cannot be read; the text says why.
+    fn last_words(&self, boot: FailedBoot) -> BoxFuture<'static, Result<Vec<String>, String>>;
 }
 
 /// Restarts the machine.
@@ -69,6 +83,23 @@ pub trait Restarter: Send + Sync {
     /// # Errors
     /// The order was not taken; the text says why.
     fn restart(&self, argument: Option<&'static str>) -> BoxFuture<'static, Result<(), String>>;
+    /// Whether the machine goes down cleanly just now, whoever ordered it. Quick, because systemd
+    /// waits meanwhile.
+    fn stopping(&self) -> BoxFuture<'static, Option<Stop>>;
+    /// Has the restart that is under way carry the bootloader's one-shot argument.
+    ///
+    /// # Errors
+    /// It carries none; the text says why.
+    fn carry(&self, argument: &'static str) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Where a machine that goes down ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// In the bootloader, which gets the restart's argument.
+    Restart,
+    /// Switched off, or in a restart that passes the bootloader by: an argument is lost.
+    Other,
 }
 
 /// Who watches over the process: systemd.

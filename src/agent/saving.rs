@@ -63,7 +63,7 @@ impl Agent {
         self.trouble(Trouble::Saving, Some(format!("{}; {advice}", chain(error))));
         match event {
             Event::RestartRequested => self.restart_unsaved(reply).await?,
-            Event::Checkpointed(_) => {}
+            Event::Checkpointed(_) | Event::Outage(_) => {}
             event => match reply.take() {
                 Some(reply) => {
                     let _ = reply.send(self.not_saved());

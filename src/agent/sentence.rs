@@ -22,11 +22,18 @@ pub fn sentence(saved: &Saved, progress: &Progress) -> String {
         State::Verifying { run, .. } => {
             format!("reading {} back from slot {}{percent}", what(run), run.target())
         }
-        State::Switching { run, .. } => {
-            format!("restarting into slot {} with {}", run.target(), what(run))
+        State::Switching { run, attempt, .. } => {
+            let why = run.why_armed_again(*attempt).map(|why| format!(" ({why})"));
+            let why = why.unwrap_or_default();
+            format!("restarting into slot {} with {}{why}", run.target(), what(run))
         }
-        State::Trial { run, healthy: false, .. } => {
-            format!("slot {} runs {} on trial", run.target(), what(run))
+        State::Trial { run, healthy: false, stopped, .. } => {
+            let waits = match (stopped, saved.state.waits_for()) {
+                (true, _) => ", and is restarted to go on with it".to_owned(),
+                (false, Some(network)) => format!(" and waits for the network: {network}"),
+                (false, None) => String::new(),
+            };
+            format!("slot {} runs {} on trial{waits}", run.target(), what(run))
         }
         State::Trial { run, .. } => format!("confirming {} in slot {}", what(run), run.target()),
         State::RollingBack { run, reason, .. } => {

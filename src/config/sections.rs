@@ -104,6 +104,10 @@ pub struct Report {
     pub progress_interval_s: Seconds<1, 3600>,
     /// Least step between two reports of mere progress.
     pub progress_step_percent: Whole<1, 100>,
+    /// Journal of both slots, on a partition that updates do not touch.
+    pub journal_directory: PathBuf,
+    /// Lines of a failed boot's journal that the twin shows; 0 for none.
+    pub journal_lines: Whole<0, 50>,
 }
 
 impl Default for Report {
@@ -114,6 +118,8 @@ impl Default for Report {
             firmware: true,
             progress_interval_s: Seconds::of(5),
             progress_step_percent: Whole::of(5),
+            journal_directory: "/var/log/journal".into(),
+            journal_lines: Whole::of(20),
         }
     }
 }
@@ -130,6 +136,9 @@ pub struct Update {
     pub max_trial_starts: Whole<1, 100>,
     /// Time a new slot has to become healthy, from the agent's first start in that boot.
     pub trial_limit_s: Seconds<5, 86_400>,
+    /// Time it has while the network is missing through no fault of the image, in all; counts only
+    /// where it is more than the usual time.
+    pub trial_outage_limit_s: Seconds<0, 604_800>,
     /// How long a restart waits for the hub to acknowledge the last report.
     pub restart_report_limit_s: Seconds<0, 300>,
 }
@@ -141,6 +150,7 @@ impl Default for Update {
             max_attempts: Whole::of(20),
             max_trial_starts: Whole::of(3),
             trial_limit_s: Seconds::of(600),
+            trial_outage_limit_s: Seconds::of(86_400),
             restart_report_limit_s: Seconds::of(10),
         }
     }

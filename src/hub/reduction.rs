@@ -9,7 +9,8 @@ type LeaveOut = fn(&mut Map<String, Value>);
 
 /// What is left out, one after the other: first what is told elsewhere too, last what is not
 /// needed to follow an update.
-const STEPS: [(&str, LeaveOut); 6] = [
+const STEPS: [(&str, LeaveOut); 7] = [
+    ("the failed boot's journal", journal),
     ("notices", |report| drop(own(report).and_then(|own| own.remove("notices")))),
     ("the slots' digests", digests),
     ("firmwareStatus", |report| delete(report, &FIRMWARE_STATUS)),
@@ -28,6 +29,9 @@ pub const ALL: usize = STEPS.len();
 /// Contract B, which has no member of its own around it.
 const FIRMWARE_STATUS: [&str; 5] =
     ["firmwareStatus", "logTime", "downloadComplete", "startedApplyingImage", "lastFirmwareUpdate"];
+
+/// What tells of the failed boot's journal.
+const JOURNAL: [&str; 2] = ["journal", "journalNote"];
 
 /// Members of our own section that stay.
 const NEEDED: [&str; 3] = ["bootedSlot", "update", "lastUpdate"];
@@ -52,6 +56,13 @@ pub fn left_out(steps: usize) -> String {
 
 fn own(report: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
     report.get_mut("twinboot").and_then(Value::as_object_mut)
+}
+
+fn journal(report: &mut Map<String, Value>) {
+    let last = own(report).and_then(|own| own.get_mut("lastUpdate")).and_then(Value::as_object_mut);
+    if let Some(last) = last {
+        last.retain(|key, _| !JOURNAL.contains(&key.as_str()));
+    }
 }
 
 fn digests(report: &mut Map<String, Value>) {

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::job::{Digest, Version};
+use super::last_words::LastWords;
 use super::slot::Slot;
 use super::state::{Failure, FailureKind, Outcome, OutcomeKind, Run, Saved, State};
 use super::time::WallTime;
@@ -333,11 +334,13 @@ fn update(saved: &Saved, progress: &Progress) -> Value {
             put("bytesDownloaded", number(written.fetched_bytes));
             put("bytesWritten", number(written.image_bytes));
         }
-        State::Switching { attempt, .. } => {
+        State::Switching { run, attempt, .. } => {
             put("attempt", json!(attempt));
+            put("reason", json!(run.why_armed_again(*attempt)));
         }
         State::Trial { starts, .. } => {
             put("attempt", json!(starts));
+            put("waitsFor", json!(saved.state.waits_for().map(clip)));
         }
         State::RollingBack { reason, attempt, .. } => {
             put("attempt", json!(attempt));
@@ -365,6 +368,11 @@ fn last_update(saved: &Saved) -> Value {
     fields.insert("code".to_owned(), json!(cause.map(|cause| cause.kind.name())));
     fields.insert("reason".to_owned(), json!(cause.map(|cause| clip(&cause.detail))));
     fields.insert("endedTime".to_owned(), time(outcome.at));
+    match &outcome.journal {
+        Some(LastWords::Lines(lines)) => fields.insert("journal".to_owned(), json!(lines)),
+        Some(LastWords::Missing(why)) => fields.insert("journalNote".to_owned(), json!(clip(why))),
+        Some(LastWords::Wanted(_)) | None => None,
+    };
     fields.retain(|_, value| !value.is_null());
     Value::Object(fields)
 }
@@ -382,6 +390,7 @@ fn run_fields(run: &Run) -> Map<String, Value> {
         ("version", json!(run.version())),
         ("slot", json!(run.target())),
         ("requestedTime", time(run.times.requested)),
+        ("armedAgain", json!(Some(run.passage.armed_again).filter(|times| *times > 0))),
     ];
     fields
         .into_iter()

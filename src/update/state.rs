@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::job::{Digest, ImageUrl, Job, RunId, Version};
+use super::last_words::LastWords;
+use super::machine::MAX_ORDERS;
 use super::slot::{BootId, Slot};
 use super::time::WallTime;
 
@@ -109,6 +111,9 @@ pub enum State {
         attempt: u8,
         /// Whether the bootloader has been told, and only the restart is missing.
         armed: bool,
+        /// Whether the machine went down cleanly after that, so that the slot was tried.
+        #[serde(default)]
+        left: bool,
     },
     /// The new slot runs, unconfirmed.
     Trial {
@@ -122,6 +127,12 @@ pub enum State {
         began_s: u64,
         /// Whether it passed its checks, or an operator vouched for it: it is being confirmed.
         healthy: bool,
+        /// Whether the machine was last restarted cleanly, and is to come back into this slot.
+        #[serde(default)]
+        stopped: bool,
+        /// The outage that this boot of the trial met, over or not.
+        #[serde(default)]
+        outage: Option<Outage>,
     },
     /// The trial is lost; the next boot is to use the old slot.
     RollingBack {
@@ -146,6 +157,17 @@ impl State {
             | State::Switching { run, .. }
             | State::Trial { run, .. }
             | State::RollingBack { run, .. } => Some(run),
+        }
+    }
+
+    /// What a trial waits for that is no fault of its image: the network, as far as it is missing.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<&str> {
+        match self {
+            State::Trial { healthy: false, outage: Some(outage), .. } if outage.lasts => {
+                Some(&outage.what)
+            }
+            _ => None,
         }
     }
 
@@ -178,6 +200,9 @@ pub struct Run {
     pub times: Times,
     /// Agent starts in this run, in any phase: ends a loop that no other counter sees.
     pub starts: u16,
+    /// What it met between the switch and its end.
+    #[serde(default)]
+    pub passage: Passage,
 }
 
 impl Run {
@@ -185,6 +210,17 @@ impl Run {
     #[must_use]
     pub fn target(&self) -> Slot {
         self.from.other()
+    }
+
+    /// Why the switch was ordered again, for the `attempt`th time now; `None` if it was not.
+    #[must_use]
+    pub fn why_armed_again(&self, attempt: u8) -> Option<String> {
+        (self.passage.armed_again > 0).then(|| {
+            format!(
+                "armed again, {attempt} of {MAX_ORDERS}: the machine restarted without trying slot {}",
+                self.target()
+            )
+        })
     }
 
     /// The version asked for.
@@ -204,6 +240,30 @@ impl Run {
             Source::OtherSlot { .. } => None,
         }
     }
+}
+
+/// What a run met on its way into the new slot.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Passage {
+    /// Whether the old slot had a hub session when the switch was ordered; `None` before that.
+    pub hub_before: Option<bool>,
+    /// How often the switch was ordered again because the slot had not been tried.
+    pub armed_again: u8,
+    /// How often the machine was restarted cleanly during the trial.
+    pub clean_stops: u8,
+}
+
+/// Something outside the image that keeps a trial from its end: the network is missing.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Outage {
+    /// What tells so, for people.
+    pub what: String,
+    /// Seconds since the boot of a round of checks, the newest that is saved, in which nothing else
+    /// was wrong.
+    pub seen_s: u64,
+    /// Whether it still lasted when it was last looked at.
+    pub lasts: bool,
 }
 
 /// What a run installs.
@@ -384,6 +444,9 @@ pub struct Outcome {
     pub kind: OutcomeKind,
     /// When it ended.
     pub at: Option<WallTime>,
+    /// What the boot of the new system left in the journal, if it was tried and lost.
+    #[serde(default)]
+    pub journal: Option<LastWords>,
 }
 
 /// Well, or why not.

@@ -188,7 +188,6 @@ async fn an_operator_may_end_a_trial_and_nothing_else_disturbs_it() {
     for (method, payload) in [
         ("firmwareUpdate", json!({ "fwPackageUri": world.url("3.0.0.img") })),
         ("cancelFirmwareUpdate", json!(null)),
-        ("reboot", json!(null)),
     ] {
         let (status, answer) = world.call(method, payload).await.unwrap();
         assert_eq!(status, 409, "{method}: {answer}");

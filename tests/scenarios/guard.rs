@@ -97,6 +97,29 @@ async fn an_image_without_the_data_partition_does_not_keep_the_device() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_below_a_mount_that_is_not_there_yet_is_not_believed() {
+    // An image may carry a state along: this one is of a trial of the slot that is good now.
+    let mut world = World::new().await;
+    world.machine.set_in("2.0.0", "update.trial_limit_s", 86_400);
+    world.only_well_as("1.0.0", "not yet");
+    let (mut world, id) = world.on_trial().await;
+    world.saved_state("trial").await;
+    let old = fs::read(world.folder().join("state/state.json")).unwrap();
+    world.get_well();
+    world.over(&id).await;
+    world.assert_runs('B', "2.0.0");
+    world.machine.no_data_partition_in("2.0.0");
+    world.machine.set_in("2.0.0", "update.trial_limit_s", 5);
+    let below = world.folder().join("on-the-slot-of-2.0.0/state");
+    fs::create_dir_all(&below).unwrap();
+    fs::write(below.join("state.json"), old).unwrap();
+    world.machine.restart().await.unwrap();
+    assert!(!world.daemon_dies().await.success());
+    assert_eq!(world.guard(), Some(0));
+    world.assert_no_restart().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_without_the_bootloaders_tools_does_not_keep_the_device() {
     let mut world = World::new().await;
     let tool = vec![toml::Value::from("/no/such/tool")];

@@ -28,6 +28,7 @@ mod operators;
 mod page;
 mod secrets;
 mod state;
+mod trial;
 
 #[path = "../support/world.rs"]
 mod world;

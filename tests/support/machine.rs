@@ -34,6 +34,12 @@ const STATES: [&str; 5] = ["fetching", "verifying", "switching", "trial", "rolli
 
 const BOOTLOADER: &str = include_str!("bootloader.sh");
 
+/// `autoboot.txt` as a device with tryboot has it.
+const AUTOBOOT: &str = "[all]\ntryboot_a_b=1\nboot_partition=2\n[tryboot]\nboot_partition=3\n";
+
+/// What systemd hands to the kernel at the end of a restart; in memory, as all of `/run`.
+const REBOOT_PARAM: &str = "run/systemd/reboot-param";
+
 /// How a machine is built.
 #[derive(Debug)]
 pub struct Plan<'a> {
@@ -130,9 +136,19 @@ impl Machine {
         program("bootloader.sh", BOOTLOADER)?;
         let fifo = folder.join("restart.fifo");
         // Open for both here, too: it does not wait for a reader that was killed.
-        let restart = format!("#!/bin/sh\necho restart 1<>'{}'\n", fifo.display());
+        let param = folder.join("sysroot").join(REBOOT_PARAM);
+        let restart = format!(
+            "#!/bin/sh\nrm -f '{param}'\n[ -z \"$1\" ] || echo \"$1\" >'{param}'\necho restart 1<>'{fifo}'\n",
+            param = param.display(),
+            fifo = fifo.display()
+        );
         program("restart.sh", &restart)?;
-        program("bin/systemctl", &restart)?;
+        let systemctl = format!(
+            "#!/bin/sh\ncase $1 in\nlist-jobs) cat '{0}/jobs' 2>/dev/null || true ;;\n\
+             reboot) exec '{0}/restart.sh' ;;\n*) exit 64 ;;\nesac\n",
+            folder.display()
+        );
+        program("bin/systemctl", &systemctl)?;
         write_mode(&folder.join("bootloader.env"), "default=A\ntry=\n", 0o644)?;
         write_mode(&folder.join("hub-credential"), plan.credential, 0o600)?;
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
@@ -152,7 +168,49 @@ impl Machine {
             running: None,
         };
         machine.synchronise_clock(true)?;
+        machine.cable(true)?;
         Ok(machine)
+    }
+
+    /// Gives the machine the firmware of a Raspberry Pi instead of the usual bootloader.
+    ///
+    /// # Errors
+    /// `autoboot.txt` could not be written.
+    pub fn use_tryboot(&mut self) -> io::Result<()> {
+        let file = self.folder.join("autoboot.txt");
+        self.set("boot.kind", "tryboot");
+        self.set("boot.tryboot.autoboot", file.display().to_string());
+        fs::write(file, AUTOBOOT)
+    }
+
+    /// Whether `autoboot.txt` decides, and what it says: the partition of usual starts, and of
+    /// those with `0 tryboot`.
+    fn autoboot(&self) -> Option<(char, char)> {
+        let text = fs::read_to_string(self.folder.join("autoboot.txt")).ok()?;
+        let slots: Vec<char> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("boot_partition="))
+            .map(|partition| if partition == "3" { 'B' } else { 'A' })
+            .collect();
+        Some((*slots.first()?, *slots.last()?))
+    }
+
+    /// Plugs the cable in, or out.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub fn cable(&self, plugged: bool) -> io::Result<()> {
+        self.write_sysroot("sys/class/net/eth0/device/vendor", "0x1af4\n")?;
+        self.write_sysroot("sys/class/net/eth0/flags", "0x1003\n")?;
+        self.write_sysroot("sys/class/net/eth0/carrier", if plugged { "1\n" } else { "0\n" })
+    }
+
+    /// Takes the network device away, as an image without its driver does.
+    ///
+    /// # Errors
+    /// The folder could not be removed.
+    pub fn no_network_device(&self) -> io::Result<()> {
+        fs::remove_dir_all(self.folder.join("sysroot/sys/class/net/eth0"))
     }
 
     /// Sets a key of the daemon's configuration, such as `update.trial_limit_s`; it counts from
@@ -230,11 +288,7 @@ impl Machine {
         // First: what a bootloader call of the boot before still has to do is lost.
         let id = format!("{:032x}\n", fastrand::u128(..));
         self.write_sysroot("proc/sys/kernel/random/boot_id", &id)?;
-        let variables = self.variables()?;
-        let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
-        let wanted = if wanted == "B" { 'B' } else { 'A' };
-        // The one boot that a try is for.
-        self.set_variables(&variables.0, "")?;
+        let wanted = self.choose()?;
         let other = if wanted == 'A' { 'B' } else { 'A' };
         let found = [wanted, other].into_iter().find_map(|slot| {
             let release = self.slot(slot).os_release()?;
@@ -248,6 +302,21 @@ impl Machine {
         self.tell_of(&boot, &release)?;
         self.start_daemon()?;
         Ok(boot)
+    }
+
+    /// The slot that the bootloader takes.
+    fn choose(&self) -> io::Result<char> {
+        let param = self.folder.join("sysroot").join(REBOOT_PARAM);
+        let argument = fs::read_to_string(&param).unwrap_or_default();
+        let _ = fs::remove_file(param);
+        if let Some((usual, once)) = self.autoboot() {
+            return Ok(if argument.trim() == "0 tryboot" { once } else { usual });
+        }
+        let variables = self.variables()?;
+        let wanted = if variables.1.is_empty() { &variables.0 } else { &variables.1 };
+        // The one boot that a try is for.
+        self.set_variables(&variables.0, "")?;
+        Ok(if wanted == "B" { 'B' } else { 'A' })
     }
 
     /// What runs, or ran last.
@@ -266,6 +335,9 @@ impl Machine {
     /// # Errors
     /// They cannot be read.
     pub fn variables(&self) -> io::Result<(String, String)> {
+        if let Some((usual, _)) = self.autoboot() {
+            return Ok((usual.to_string(), String::new()));
+        }
         let text = fs::read_to_string(self.folder.join("bootloader.env"))?;
         let value = |key| release_value(&text, key).unwrap_or_default();
         Ok((value("default"), value("try")))
@@ -287,6 +359,10 @@ impl Machine {
         let mounted = number.map_or_else(String::new, |number| {
             format!("21 1 {number} / / ro,relatime - ext4 {} ro\n", slot.device.display())
         });
+        if self.autoboot().is_some() {
+            let partition = if boot.slot == 'B' { "\0\0\0\u{3}" } else { "\0\0\0\u{2}" };
+            self.write_sysroot("proc/device-tree/chosen/bootloader/partition", partition)?;
+        }
         self.write_sysroot("proc/cmdline", &format!("quiet twinboot.slot={} ro\n", boot.slot))?;
         self.write_sysroot("proc/self/mountinfo", &mounted)?;
         self.write_sysroot("etc/os-release", release)
@@ -461,19 +537,56 @@ impl Machine {
     pub fn power_cut(&mut self) -> io::Result<Boot> {
         self.kill9();
         self.forget_orders();
+        let _ = fs::remove_file(self.folder.join("sysroot").join(REBOOT_PARAM));
         self.boot()
     }
 
-    /// An orderly restart of the machine.
+    /// An orderly restart of the machine, as the daemon ordered it.
     ///
     /// # Errors
     /// As [`Machine::boot`], or the daemon did not end when asked to.
     pub async fn restart(&mut self) -> io::Result<Boot> {
+        self.shut_down("reboot.target").await?;
+        self.boot()
+    }
+
+    /// Somebody on the machine has it restarted.
+    ///
+    /// # Errors
+    /// As [`Machine::restart`].
+    pub async fn systemctl_reboot(&mut self) -> io::Result<Boot> {
+        // systemctl forgets the argument of an earlier order.
+        let _ = fs::remove_file(self.folder.join("sysroot").join(REBOOT_PARAM));
+        self.restart().await
+    }
+
+    /// Somebody switches it off in good order, and on again.
+    ///
+    /// # Errors
+    /// As [`Machine::restart`].
+    pub async fn off_and_on(&mut self) -> io::Result<Boot> {
+        self.shut_down("poweroff.target").await?;
+        let _ = fs::remove_file(self.folder.join("sysroot").join(REBOOT_PARAM));
+        self.boot()
+    }
+
+    /// A restart is under way, and the daemon has done its part.
+    ///
+    /// # Errors
+    /// The daemon did not end when asked to.
+    pub async fn sigterm_in_shutdown(&mut self) -> io::Result<()> {
+        self.shut_down("reboot.target").await
+    }
+
+    /// systemd ends the services.
+    async fn shut_down(&mut self, target: &str) -> io::Result<()> {
+        let jobs = self.folder.join("jobs");
+        fs::write(&jobs, format!("7 shutdown.target start waiting\n8 {target} start waiting\n"))?;
         if self.daemon.is_some() {
             self.sigterm(LIMIT).await?;
         }
         self.forget_orders();
-        self.boot()
+        fs::remove_file(jobs)
     }
 
     /// Waits until the daemon orders a restart, or ends by itself. Cancel-safe.
@@ -637,7 +750,8 @@ fn defaults(folder: &Path, slots: &[Slot; 2]) -> toml::Table {
         ("boot.custom.command", program(&[path("bootloader.sh"), path("")])),
         ("health.directory", path("health.d")),
         ("health.interval_s", 1.into()),
-        ("restart.command", program(&[path("restart.sh")])),
+        ("health.systemctl", path("bin/systemctl")),
+        ("restart.command", program(&[path("restart.sh"), "{argument}".into()])),
         ("state.directory", path("state")),
         ("control.socket", path("run/control.sock")),
     ] {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boards
+import demo
 import packages
 import rootfs
 import stories
@@ -22,7 +23,11 @@ CUTS = Path(__file__).parent / "cuts"
 
 # What the sets run: a board, and its stories in this order on one machine.
 CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
-SHORT = {"grub": ["good", *stories.BAD]}
+SHORT = {
+    "grub": ["good", *stories.BAD],
+    "uboot": ["good", "kernel-missing", "panic-at-boot"],
+    "tryboot": ["good", "health-fails", "flag-lost"],
+}
 
 
 @dataclass
@@ -136,11 +141,13 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("build", help="package, hub and images; kept until they change")
     one.add_argument("board", nargs="*", default=list(SHORT))
+    one = commands.add_parser("demo", help="one update on the amd64 machine, live")
+    one.add_argument("--fail", action="store_true", help="an image that must not stay")
     commands.add_parser("ci", help="what fits into CI's time")
     commands.add_parser("short", help="every board, every story")
     one = commands.add_parser("story", help="chosen stories on one board")
     one.add_argument("board")
-    one.add_argument("name", nargs="+", help=f"of: {', '.join([stories.GOOD, *stories.BAD])}")
+    one.add_argument("name", nargs="+", help=f"all, or of: {', '.join(stories.NAMES)}")
     commands.add_parser("parts", help="the power-cut rig's own tests, without a machine")
     one = commands.add_parser("enumerate", help="every state that a power cut could leave in an"
                               " update, and some of them booted")
@@ -165,22 +172,53 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def names_of_boards(given: argparse.Namespace) -> list[str]:
+    """The boards that a command uses."""
+    match given.command:
+        case "short":
+            return list(SHORT)
+        case "ci":
+            return list(CI)
+        case "build":
+            return given.board
+        case _:
+            return [getattr(given, "board", "grub")]
+
+
+def as_root(given: argparse.Namespace) -> None:
+    """Goes on as root, which root file systems need. What is built from the sources is built before
+    that, by the one who has the compilers."""
+    if os.geteuid() == 0:
+        return
+    if not shutil.which("sudo"):
+        raise RigError("root file systems need root to be made: run this as root, or install sudo")
+    for arch in sorted({boards.board(name).arch for name in names_of_boards(given)}):
+        packages.build(arch)
+    os.execvp("sudo", ["sudo", "--preserve-env=PATH", "env", f"{packages.BUILT}=1",
+                       sys.executable, *sys.argv])
+
+
 def main() -> int:
     given = arguments()
     # The children are tethered, and the `with` blocks end what is under way in order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if given.command != "parts":
+            as_root(given)
         match given.command:
             case "build":
                 return build(given.board)
+            case "demo":
+                return with_folder("demo", lambda folder: demo.run(folder, given))
             case "ci":
                 return tell_stories(CI)
             case "short":
                 return parts() or max(tell_stories(SHORT), short_cuts())
             case "story":
-                for name in given.name:
+                names = [stories.GOOD, *stories.BAD] if given.name == ["all"] else given.name
+                for name in names:
                     stories.tell(name)
-                return tell_stories({given.board: given.name})
+                return tell_stories({given.board: names})
             case "parts":
                 return parts()
             case "enumerate":

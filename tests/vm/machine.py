@@ -36,15 +36,25 @@ class Machine:
         self._seen = 0
         self._end = False
         self._news = threading.Condition()
-        self._qmp = None
-        console = ["-display", "none", "-chardev", "stdio,id=console,signal=off",
-                   "-serial", "chardev:console",
-                   "-qmp", f"unix:{self._qmp_path},server=on,wait=off"]
+        self._console = ["-display", "none", "-chardev", "stdio,id=console,signal=off",
+                         "-serial", "chardev:console",
+                         "-qmp", f"unix:{self._qmp_path},server=on,wait=off"]
         self._errors = open(folder / "qemu.log", "ab")
-        self._process = spawn([*command, *console], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, stderr=self._errors)
+        self._plug = threading.Lock()
+        self._off = False
+        self._spawn(command)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _spawn(self, command: list) -> None:
+        self._qmp = None
+        self._process = spawn([*command, *self._console], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=self._errors)
+
+    def restarted(self, console: str) -> list | None:
+        """QEMU ended by itself, having shown `console`: the command line of the one that follows,
+        for machines whose firmware is not in QEMU; None leaves the machine off."""
+        return None
 
     def __enter__(self):
         return self
@@ -54,15 +64,33 @@ class Machine:
 
     def _read(self) -> None:
         with open(self.log, "ab") as log:
-            while data := self._process.stdout.read1(65536):
-                log.write(data)
-                log.flush()
-                with self._news:
-                    self._text += data.decode(errors="replace")
-                    self._news.notify_all()
+            on = True
+            while on:
+                begun = len(self._text)
+                while data := self._process.stdout.read1(65536):
+                    log.write(data)
+                    log.flush()
+                    with self._news:
+                        self._text += data.decode(errors="replace")
+                        self._news.notify_all()
+                self._process.wait()
+                on = self._start_again(self._text[begun:])
         with self._news:
             self._end = True
             self._news.notify_all()
+
+    def _start_again(self, console: str) -> bool:
+        try:
+            following = None if self._off else self.restarted(console)
+        except (RigError, OSError, ValueError) as error:
+            self._errors.write(f"the machine could not be started again: {error}\n".encode())
+            self._errors.flush()
+            return False
+        with self._plug:
+            if following is None or self._off:
+                return False
+            self._spawn(following)
+            return True
 
     @property
     def pid(self) -> int:
@@ -105,21 +133,20 @@ class Machine:
 
     def ended(self) -> bool:
         """Whether QEMU is gone."""
-        return self._process.poll() is not None
+        return self._end
 
     def wait_end(self, limit: float) -> None:
         """Waits until QEMU ends by itself (`-no-reboot`)."""
-        try:
-            self._process.wait(limit)
-        except subprocess.TimeoutExpired as error:
-            raise MachineError(f"still runs after {limit:.0f} s:\n{self.tail()}") from error
-        self._reader.join()
+        self._reader.join(limit)
+        if not self._end:
+            raise MachineError(f"still runs after {limit:.0f} s:\n{self.tail()}")
 
     def power_cut(self) -> None:
         """Pulls the plug. The host keeps what the guest had handed to it."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        with self._plug:
+            self._off = True
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGKILL)
         self._reader.join()
         if self._qmp:
             self._qmp.close()

@@ -5,9 +5,12 @@ with our .deb really installed, the board's configuration and the edits of one v
 """
 
 import hashlib
+import io
 import os
 import shutil
 import stat
+import subprocess
+import tarfile
 import textwrap
 from pathlib import Path
 
@@ -18,6 +21,8 @@ PACKAGES = [
     "systemd-sysv", "udev", "dbus", "iproute2", "kmod", "e2fsprogs", "ca-certificates", "libssl3",
     "busybox-static", "util-linux",
 ]
+# What only the boards of one architecture need: the tools of their boot loaders.
+BOARD_PACKAGES = {"amd64": [], "arm64": ["libubootenv-tool", "dosfstools"]}
 KERNEL = {"amd64": "linux-image-amd64", "arm64": "linux-image-arm64"}
 # Modules of the kernel that the slot keeps, those that the initrd loads first. What they need in
 # turn is kept as well.
@@ -25,12 +30,24 @@ INITRD_MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "squashfs",
 SLOT_MODULES = ["virtio_net", "virtio_rng", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
                 "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop"]
 IMAGE_FILES = Path(__file__).parent / "image"
+# As it is loaded: the file may be edited while a run goes on.
+_RECIPE = Path(__file__).read_text()
+# What no story needs, taken out last: every byte of an image is decrypted and hashed by an emulated
+# processor.
+PRUNED = [
+    "usr/lib/linux-image-*", "usr/lib/udev/hwdb*", "usr/share/doc", "usr/share/zoneinfo",
+    "usr/share/perl*", "usr/bin/perl*", "usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/libperl*",
+    "usr/bin/apt*", "usr/lib/apt", "usr/lib/*-linux-gnu/libapt*", "var/lib/dpkg/info", "var/cache/*",
+    "usr/lib/*-linux-gnu/libdb-*", "usr/lib/*-linux-gnu/libstdc++*", "usr/lib/*-linux-gnu/gconv",
+    "usr/bin/openssl",
+]
 
 # How long a new image has to become healthy, and when the guard looks, in seconds. Emulated
 # machines are slow; images that are meant to fail need not be waited for that long.
-TRIAL_LIMIT_S = 180
+TRIAL_LIMIT_S = 300
 FAILING_TRIAL_LIMIT_S = 30
-GUARD_S = 100
+GUARD_S = 400
+EARLY_GUARD_S = 45
 
 
 class Tree:
@@ -92,6 +109,16 @@ class Tree:
         self.write("etc/twinboot/twinboot.toml", before + head + after)
 
 
+def _guard(tree: Tree, seconds: int) -> None:
+    tree.write("etc/systemd/system/twinboot-trial.timer.d/rig.conf", f"""\
+        [Timer]
+        # Resets all the timers of the unit.
+        OnBootSec=
+        OnBootSec={seconds}
+        OnUnitInactiveSec={seconds}
+        """)
+
+
 def _failing(tree: Tree) -> None:
     tree.setting("update", f"trial_limit_s = {FAILING_TRIAL_LIMIT_S}")
 
@@ -100,8 +127,14 @@ def _panic(tree: Tree) -> None:
     tree.early_unit("panic.service", "echo c >/proc/sysrq-trigger")
 
 
+def _agent_missing(tree: Tree) -> None:
+    tree.remove("usr/bin/twinbootd")
+    _guard(tree, EARLY_GUARD_S)
+
+
 def _agent_crashes(tree: Tree) -> None:
     tree.write("usr/bin/twinbootd", "#!/bin/sh\nkill -SEGV $$\n", 0o755)
+    _guard(tree, EARLY_GUARD_S)
 
 
 def _no_network(tree: Tree) -> None:
@@ -127,7 +160,15 @@ def _health_fails(tree: Tree) -> None:
 
 
 def _freezes(tree: Tree) -> None:
+    # systemd stops where it is, and with it what feeds the hardware watchdog.
     tree.early_unit("freeze.service", "kill -SEGV 1")
+
+
+def _hangs(tree: Tree) -> None:
+    # systemd is well and feeds the watchdog, but nothing of ours would be started in its turn.
+    tree.early_unit("hang.service", "sleep infinity")
+    _guard(tree, EARLY_GUARD_S)
+    _failing(tree)
 
 
 def _clock_unset(tree: Tree) -> None:
@@ -141,12 +182,13 @@ VARIANTS = {
     "kernel-missing": lambda tree: tree.remove("boot/vmlinuz"),
     "init-missing": lambda tree: tree.remove("usr/sbin/init"),
     "panic-at-boot": _panic,
-    "agent-missing": lambda tree: tree.remove("usr/bin/twinbootd"),
+    "agent-missing": _agent_missing,
     "agent-crashes": _agent_crashes,
     "no-network": _no_network,
     "wrong-credentials": _wrong_credentials,
     "health-fails": _health_fails,
     "freezes-early": _freezes,
+    "hangs-early": _hangs,
     "clock-unset": _clock_unset,
 }
 
@@ -158,6 +200,18 @@ def _digest(*parts) -> str:
         data = part.read_bytes() if isinstance(part, Path) else str(part).encode()
         total.update(hashlib.sha256(data).digest())
     return total.hexdigest()[:16]
+
+
+def _content(deb: Path) -> str:
+    """What a package installs, whenever it was made; its documents do not count."""
+    total = hashlib.sha256(run(["dpkg-deb", "--info", deb, "postinst"]).encode())
+    data = io.BytesIO(run(["dpkg-deb", "--fsys-tarfile", deb], text=False))
+    with tarfile.open(fileobj=data) as members:
+        for member in members:
+            if member.isfile() and "/usr/share/" not in member.name:
+                total.update(f"{member.name} {member.mode:o}\n".encode())
+                total.update(members.extractfile(member).read())
+    return total.hexdigest()
 
 
 def _cached(path: Path, make) -> Path:
@@ -210,6 +264,23 @@ depmod --basedir "$root" "$version"
 """
 
 
+# The programs that Debian's qemu-user-static names for the kernel.
+_EMULATED = {"arm64": Path("/usr/lib/binfmt.d/qemu-aarch64.conf")}
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+
+
+def _emulate(arch: str) -> None:
+    """Lets this machine run programs of `arch`, as systemd would have at its start: trees of
+    another architecture run their packages' scripts."""
+    if arch not in _EMULATED or not subprocess.run(["arch-test", arch], capture_output=True).returncode:
+        return
+    if not (_BINFMT / "register").exists():
+        run(["mount", "-t", "binfmt_misc", "binfmt_misc", _BINFMT])
+    for line in _EMULATED[arch].read_text().splitlines():
+        if line.startswith(":"):
+            (_BINFMT / "register").write_text(line)
+
+
 def base(arch: str) -> Path:
     """The tar of the Debian that all images of `arch` share."""
     hook = _KERNEL_HOOK.format(kernel=KERNEL[arch], initrd=" ".join(INITRD_MODULES),
@@ -217,12 +288,13 @@ def base(arch: str) -> Path:
     excluded = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"]
     command = [
         "mmdebstrap", "--quiet", f"--architectures={arch}", "--variant=essential",
-        f"--include={','.join(PACKAGES)}", "--aptopt=Acquire::Retries \"3\"",
+        f"--include={','.join(PACKAGES + BOARD_PACKAGES[arch])}", "--aptopt=Acquire::Retries \"3\"",
         *(f"--dpkgopt=path-exclude={path}" for path in excluded),
     ]
     key = _digest(SUITE, command, hook)
 
     def make(partial: Path) -> None:
+        _emulate(arch)
         say(f"Debian {SUITE} for {arch} is being made; this takes minutes, once")
         script = partial.with_suffix(".hook")
         script.write_text(hook)
@@ -237,9 +309,10 @@ def base(arch: str) -> Path:
 def _packaged(board) -> Path:
     """The shared Debian with our package and the board's configuration, as a tree."""
     tar, deb = base(board.arch), board.deb()
-    key = _digest(tar.name, deb, Path(__file__), board.recipe(), *sorted(IMAGE_FILES.iterdir()))
+    key = _digest(tar.name, _content(deb), _RECIPE, board.recipe(), *sorted(IMAGE_FILES.iterdir()))
 
     def make(partial: Path) -> None:
+        _emulate(board.arch)
         say(f"{board.name}: installs {deb.name} into the tree")
         partial.mkdir()
         run(["tar", "--extract", "--numeric-owner", f"--directory={partial}", f"--file={tar}"])
@@ -248,6 +321,9 @@ def _packaged(board) -> Path:
         run(["chroot", partial, "dpkg", "--install", "/twinboot.deb"],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"})
         (partial / "twinboot.deb").unlink()
+        for pattern in PRUNED:
+            for found in partial.glob(pattern):
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
         _configure(Tree(partial), board)
         _initrd(partial)
 
@@ -283,23 +359,18 @@ def _configure(tree: Tree, board) -> None:
     tree.write("etc/systemd/journald.conf.d/rig.conf", """\
         [Journal]
         Storage=persistent
+        SyncIntervalSec=5s
         SystemMaxUse=16M
         ForwardToConsole=yes
         MaxLevelConsole=info
         """)
     tree.write("etc/systemd/system.conf.d/rig.conf", """\
         [Manager]
-        RuntimeWatchdogSec=30
+        RuntimeWatchdogSec=60
         RebootWatchdogSec=2min
         ShowStatus=no
         """)
-    tree.write("etc/systemd/system/twinboot-trial.timer.d/rig.conf", f"""\
-        [Timer]
-        OnBootSec=
-        OnBootSec={GUARD_S}
-        OnUnitInactiveSec=
-        OnUnitInactiveSec={GUARD_S}
-        """)
+    _guard(tree, GUARD_S)
     # Set for each device on the kernel's command line; the root is read-only.
     tree.write("etc/machine-id", "")
     link = "etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
@@ -371,6 +442,7 @@ def slot_image(board, version: str, variant: str = "good") -> Path:
     path = BUILD / "images" / f"{packaged.name}-{version}-{variant}.{board.filesystem}"
 
     def make(partial: Path) -> None:
+        say(f"{board.name}: image {version} {variant}")
         work = partial.with_suffix(".tree")
         try:
             tree(board, version, variant, work)
@@ -384,8 +456,10 @@ def slot_image(board, version: str, variant: str = "good") -> Path:
 def lay_out(tree: Path, filesystem: str, slot_mib: int, path: Path) -> None:
     """The tree as a file system in a file."""
     if filesystem == "squashfs":
+        # What the boot loader reads is compressed already, and boot loaders inflate slowly.
         run(["mksquashfs", tree, path, "-noappend", "-no-progress", "-quiet", "-comp", "gzip",
-             "-Xcompression-level", "6", "-b", "128K"])
+             "-Xcompression-level", "6", "-b", "128K",
+             "-action", "uncompressed@subpathname(boot)"])
     elif filesystem == "ext4":
         with open(path, "wb") as image:
             image.truncate(slot_mib << 20)

@@ -16,6 +16,8 @@ BOOT_LIMIT_S = 300
 UPDATE_LIMIT_S = 900
 
 GOOD = "good"
+# Only where the boot loader is armed by the restart itself (tryboot).
+FLAG_LOST = "flag-lost"
 
 
 class StoryError(RigError):
@@ -37,6 +39,8 @@ class Bad:
     # Whether the image is sent by desired properties, which a device might be tempted to follow
     # again and again, or by method.
     desired: bool = True
+    # A line of the failed boot's journal that the twin must show, if that boot got so far.
+    journal: str | None = None
 
 
 # What each variant of `rootfs.VARIANTS` ends with.
@@ -44,14 +48,18 @@ BAD = {
     "kernel-missing": Bad("fellBack", "bootloader"),
     "init-missing": Bad("fellBack", "bootloader"),
     "panic-at-boot": Bad("fellBack", "bootloader", desired=False),
-    "agent-missing": Bad("fellBack", "bootloader"),
-    "agent-crashes": Bad("fellBack", "bootloader"),
+    "agent-missing": Bad("fellBack", "bootloader", journal="Failed at step EXEC"),
+    "agent-crashes": Bad("fellBack", "bootloader", journal="SEGV"),
     "no-network": Bad("unhealthy", "hub"),
     "wrong-credentials": Bad("unhealthy", "hub", desired=False),
-    "health-fails": Bad("unhealthy", "the pump does not answer"),
+    "health-fails": Bad("unhealthy", "the pump does not answer", journal="the pump does not"),
     "freezes-early": Bad("fellBack", "bootloader"),
+    "hangs-early": Bad("fellBack", "bootloader"),
     "clock-unset": Bad("unhealthy", "clock"),
 }
+
+
+NAMES = [GOOD, FLAG_LOST, *BAD]
 
 
 class Rig:
@@ -103,7 +111,7 @@ class Rig:
         """Waits until the device reports, in a session of this boot, that it runs `version` in
         `slot`, confirmed."""
         self.wait_boot(slot)
-        self.machine.wait_for(r"hub session|session with the hub|connected", BOOT_LIMIT_S)
+        self.machine.wait_for(r"connected to the hub", BOOT_LIMIT_S)
         def settled(twin):
             ours = twin.get("twinboot", {})
             return ours.get("confirmed") and ours.get("bootedSlot") == slot
@@ -146,6 +154,10 @@ class Rig:
         """Slot and version that run, as the twin says."""
         ours = self.cloud.reported()["twinboot"]
         return ours["bootedSlot"], ours["runningVersion"]
+
+    def machine_log(self) -> Path:
+        """The console of all boots so far."""
+        return self.folder / "console.log"
 
     def keep(self, to: Path) -> None:
         """Keeps what a failure left: disk, console, twin, and the servers' logs."""
@@ -194,6 +206,10 @@ def bad(rig: Rig, variant: str) -> None:
     ends = BAD[variant]
     slot, old = rig.running()
     run_id = rig.send("6.6.6", variant, ends.desired)
+    if variant in rig.board.refused:
+        refused(rig, variant, run_id)
+        untempted(rig, slot, old, run_id)
+        return
     rig.wait_boot(other(slot), UPDATE_LIMIT_S)
     rig.say(f"slot {other(slot)} is tried")
     rig.wait_boot(slot, UPDATE_LIMIT_S)
@@ -208,7 +224,34 @@ def bad(rig: Rig, variant: str) -> None:
     need(tutorial["error"]["code"] == ends.code, "the tutorials see why", tutorial)
     need((ours["bootedSlot"], ours["runningVersion"]) == (slot, old), f"{old} runs", ours)
     rig.say(f"the twin says: {last['reason']}")
-    # One more start, with all counters at their limits: nothing is tried again.
+    if ends.journal:
+        shows_journal(rig, ends.journal)
+    untempted(rig, slot, old, run_id)
+
+
+def shows_journal(rig: Rig, line: str) -> None:
+    """The twin shows what the failed boot wrote last; the report does not wait for that."""
+    def told(twin):
+        last = twin["twinboot"]["lastUpdate"]
+        return "journal" in last or "journalNote" in last
+    last = rig.wait(told, BOOT_LIMIT_S, "the failed boot's journal")["twinboot"]["lastUpdate"]
+    shown = [text for text in last.get("journal", []) if re.search(line, text)]
+    need(shown, f"the failed boot's journal tells of {line!r}", last)
+    rig.say(f"its journal: {shown[0]}")
+
+
+def refused(rig: Rig, variant: str, run_id: str) -> None:
+    """The board's installer does not take the image: it is not tried, and the twin says why."""
+    twin = rig.wait_over(run_id)
+    last, tutorial = twin["twinboot"]["lastUpdate"], twin["iothubDM"]["firmwareUpdate"]
+    need((last["result"], last["code"]) == ("failed", "installer"), "the installer refused it", last)
+    need(re.search(rig.board.refused[variant], last["reason"]), "the reason tells why", last)
+    need(tutorial["error"]["code"] == "installer", "the tutorials see why", tutorial)
+    rig.say(f"the twin says: {last['reason']}")
+
+
+def untempted(rig: Rig, slot: str, old: str, run_id: str) -> None:
+    """One more start, with all counters at their limits: nothing is tried again."""
     fetched = len(rig.cloud.transfers(rig.name))
     rig.off()
     variables = rig.board.variables(rig.disk)
@@ -222,10 +265,33 @@ def bad(rig: Rig, variant: str) -> None:
          rig.cloud.transfers(rig.name))
 
 
+def flag_lost(rig: Rig) -> None:
+    """The power goes after the update is armed and before the restart: a flag for one start that
+    the firmware keeps in memory is lost. The update is armed again, and says so."""
+    slot, old = rig.running()
+    new = "2.0.0" if old == "1.0.0" else "1.0.0"
+    run_id = rig.send(new)
+    # Once before the boot loader is told, once after.
+    for _ in range(2):
+        rig.machine.wait_for(f"restarting into slot {other(slot)}", UPDATE_LIMIT_S)
+    rig.off()
+    rig.say("the plug is pulled between arming and the restart")
+    rig.on()
+    rig.wait_boot(slot)
+    rig.wait_boot(other(slot), UPDATE_LIMIT_S)
+    rig.say(f"armed again: slot {other(slot)} is tried")
+    last = rig.wait_over(run_id)["twinboot"]["lastUpdate"]
+    need(last["result"] == "succeeded", "the update succeeded", last)
+    need(last.get("armedAgain") == 1, "it says that it was armed again", last)
+    need(rig.running() == (other(slot), new), f"{new} runs in slot {other(slot)}", rig.running())
+
+
 def tell(name: str):
     """The story with this name, as a function of the rig."""
     if name == GOOD:
         return good
+    if name == FLAG_LOST:
+        return flag_lost
     if name in BAD:
         return lambda rig: bad(rig, name)
-    raise RigError(f"no story {name}; there are: {', '.join([GOOD, *BAD])}")
+    raise RigError(f"no story {name}; there are: {', '.join(NAMES)}")

@@ -38,6 +38,14 @@ pub fn status(status: &Value, json: bool) -> io::Result<()> {
     if has("/lastUpdate/reason") {
         line("reason", format!("{} ({})", text("/lastUpdate/reason"), text("/lastUpdate/code")))?;
     }
+    let journal = status.pointer("/lastUpdate/journal").and_then(Value::as_array);
+    for (at, words) in journal.into_iter().flatten().enumerate() {
+        let name = if at == 0 { "journal" } else { "" };
+        line(name, words.as_str().unwrap_or_default().to_owned())?;
+    }
+    if has("/lastUpdate/journalNote") {
+        line("journal", text("/lastUpdate/journalNote"))?;
+    }
     for notice in status.pointer("/notices").and_then(Value::as_array).into_iter().flatten() {
         line("notice", notice.as_str().unwrap_or_default().to_owned())?;
     }

@@ -146,6 +146,15 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Every form in which the secret of the present credential may stand in a text. None if there is
+    /// no credential that can be used, or its secret is a file.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<SecretString> {
+        self.load().map(|credential| credential.secrets()).unwrap_or_default()
+    }
+}
+
 /// Reads a file that nobody else may read.
 fn read_secret(path: &Path, guarded: bool) -> Result<SecretString, CredentialError> {
     let failed = |source| CredentialError::Read { path: path.to_owned(), source };
@@ -229,6 +238,18 @@ pub struct Login {
 }
 
 impl Credential {
+    /// Every form in which the secret may stand in a text.
+    fn secrets(&self) -> Vec<SecretString> {
+        match &self.proof {
+            Proof::Key(key) => {
+                let text = sas::encoded(key.expose_secret());
+                [sas::escaped(&text), text].map(SecretString::from).into()
+            }
+            Proof::Token(token) => vec![token.text.clone()],
+            Proof::Certificate(_) => Vec::new(),
+        }
+    }
+
     /// Makes a login, with a fresh token of `lifetime` where a key signs.
     ///
     /// # Errors

@@ -60,11 +60,15 @@ pub(super) fn sign(key: &SecretSlice<u8>, resource: &str, expires_s: i64) -> Sec
     let signature = Hmac::<Sha256>::new_from_slice(key.expose_secret())
         .map(|mac| mac.chain_update(format!("{resource}\n{expires_s}")).finalize().into_bytes())
         .unwrap_or_default();
-    let signature = BASE64.encode(signature);
+    let signature = encoded(&signature);
     SecretString::from(format!(
         "SharedAccessSignature sr={resource}&sig={}&se={expires_s}",
         escaped(&signature)
     ))
+}
+
+pub(super) fn encoded(bytes: &[u8]) -> String {
+    BASE64.encode(bytes)
 }
 
 pub(super) fn escaped(text: &str) -> String {

@@ -1,10 +1,11 @@
 //! Somebody asks for something: an operator from the cloud, or a person on the device.
 
 use super::moves::{conclude, failure, roll_back, run_behind, start, switch};
+use super::stops::stop_trial;
 use super::{Event, Facts, Order, Verdict};
 use crate::update::job::RunId;
 use crate::update::state::{
-    Content, FailureKind, Origin, OutcomeKind, Run, Saved, Source, State, Times,
+    Content, FailureKind, Origin, OutcomeKind, Passage, Run, Saved, Source, State, Times,
 };
 
 const ASKED_TO_GO_BACK: &str = "an operator asked to go back";
@@ -54,14 +55,20 @@ pub(super) fn asked(
                 Some(home) => {
                     let (boot, began_s) = (facts.boot.clone(), facts.since_boot_s);
                     let run = run_behind(book, home, facts);
-                    S::Trial { run, starts: 1, boot, began_s, healthy: true }
+                    let (healthy, stopped, outage) = (true, false, None);
+                    S::Trial { run, starts: 1, boot, began_s, healthy, stopped, outage }
                 }
                 None => S::Idle,
             };
             (state, vec![Order::Answer(Verdict::Confirming), Order::Confirm])
         }
-        (S::Trial { run, starts, boot, began_s, .. }, E::ConfirmRequested) => (
-            S::Trial { run, starts, boot, began_s, healthy: true },
+        // The restart that is under way would meet a bootloader that was told something else.
+        (trial @ S::Trial { stopped: true, .. }, E::ConfirmRequested) => {
+            let verdict = late(&trial, Verdict::TooLate);
+            answer(trial, verdict)
+        }
+        (S::Trial { run, starts, boot, began_s, stopped, outage, .. }, E::ConfirmRequested) => (
+            S::Trial { run, starts, boot, began_s, healthy: true, stopped, outage },
             vec![Order::Answer(Verdict::Confirming), Order::Confirm],
         ),
         (state, E::ConfirmRequested) => answer(state, Verdict::Nothing),
@@ -96,10 +103,17 @@ pub(super) fn asked(
             book.last_reboot = facts.now;
             (state, vec![Order::Answer(Verdict::Restarting), Order::Restart])
         }
-        (busy, E::RestartRequested) => {
-            let verdict = late(&busy, Verdict::TooLate);
-            answer(busy, verdict)
-        }
+        (busy, E::RestartRequested) => match stop_trial(busy) {
+            Ok((trial, orders)) => {
+                book.last_reboot = facts.now;
+                let answer = vec![Order::Answer(Verdict::Restarting)];
+                (trial, [answer, orders, vec![Order::RestartToTry]].concat())
+            }
+            Err(busy) => {
+                let verdict = late(&busy, Verdict::TooLate);
+                answer(busy, verdict)
+            }
+        },
         (unmoved, _) => (unmoved, vec![]),
     }
 }
@@ -113,7 +127,8 @@ fn go_back(book: &mut Saved, id: RunId, origin: Origin, facts: &Facts) -> (State
     };
     let times = Times { requested: facts.now, applying: facts.now, ..Times::default() };
     let source = Source::OtherSlot { version: version.clone() };
-    let run = Run { id, source, origin, from: facts.running, times, starts: 1 };
+    let passage = Passage { hub_before: Some(facts.hub_online), ..Passage::default() };
+    let run = Run { id, source, origin, from: facts.running, times, starts: 1, passage };
     let (state, orders) = switch(run, 1, facts);
     (state, [vec![Order::Answer(Verdict::RollingBack)], orders].concat())
 }

@@ -65,7 +65,7 @@ fn pursue(
         return (State::Idle, vec![]);
     }
     let mut close = |kind| {
-        book.last = Some(Outcome { run: None, kind, at: facts.now });
+        book.last = Some(Outcome { run: None, kind, at: facts.now, journal: None });
         book.settled = Some(fingerprint);
         (State::Idle, vec![])
     };

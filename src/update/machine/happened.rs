@@ -2,10 +2,12 @@
 
 use super::moves::{
     conclude, failure, fetch, roll_back, roll_back_again, settle_home, succeed, switch,
-    switch_again,
+    switch_again, watch,
 };
+use super::stops::{machine_stops, stays_up};
 use super::{Event, Facts, Order};
-use crate::update::state::{Content, FailureKind, OutcomeKind, Saved, State};
+use crate::update::state::{Content, FailureKind, Outage, OutcomeKind, Saved, State};
+use crate::update::trial::TrialTime;
 
 /// Something that was ordered came to its end.
 pub(super) fn happened(
@@ -17,6 +19,8 @@ pub(super) fn happened(
     use Event as E;
     use State as S;
 
+    let time = TrialTime::of(&state, &facts.limits);
+    let time_is_over = time.is_some_and(|time| facts.since_boot_s >= time.ends_s());
     match (state, event) {
         (S::Fetching { mut run, checkpoint, attempt, began: false }, E::FetchBegan) => {
             run.times.downloading = run.times.downloading.or(facts.now);
@@ -36,14 +40,16 @@ pub(super) fn happened(
         }
         (S::Verifying { mut run, written, .. }, E::Verified(Ok(()))) => {
             run.times.applying = facts.now;
+            run.passage.hub_before = Some(facts.hub_online);
             let (version, digest) = (run.version().cloned(), Some(written.image_digest));
             *book.slots.of_mut(run.target()) = Content::Written { version, digest };
             switch(run, 1, facts)
         }
 
-        (S::Switching { run, ordered_in, attempt, armed: false }, E::Switched(Ok(()))) => {
-            (S::Switching { run, ordered_in, attempt, armed: true }, vec![Order::RestartToTry])
-        }
+        (S::Switching { run, ordered_in, attempt, armed: false, left }, E::Switched(Ok(()))) => (
+            S::Switching { run, ordered_in, attempt, armed: true, left },
+            vec![Order::RestartToTry],
+        ),
         (S::Switching { run, .. }, E::Switched(Err(cause))) => {
             let orders = vec![Order::CancelTry(run.target())];
             (conclude(book, run, OutcomeKind::Failed(cause), facts), orders)
@@ -65,19 +71,41 @@ pub(super) fn happened(
         }
 
         // Saved before it is carried out, so that a cut in between does not ask for a new trial.
-        (S::Trial { run, starts, boot, began_s, healthy: false }, E::Healthy) => {
-            (S::Trial { run, starts, boot, began_s, healthy: true }, vec![Order::Confirm])
+        (
+            S::Trial { run, starts, boot, began_s, healthy: false, stopped: false, outage },
+            E::Healthy,
+        ) => {
+            // What was waited for the network is not missing when it is confirmed.
+            let over = |outage| Outage { seen_s: facts.since_boot_s, lasts: false, ..outage };
+            let outage = outage.map(over);
+            let state =
+                S::Trial { run, starts, boot, began_s, healthy: true, stopped: false, outage };
+            (state, vec![Order::Confirm])
         }
         (S::Trial { run, healthy: true, .. }, E::Confirmed) => succeed(book, run, facts),
         // A slot that cannot be made the default is left at the next restart, whenever that comes.
-        (S::Trial { run, healthy: true, began_s, .. }, E::ConfirmFailed(cause))
-            if facts.since_boot_s >= began_s.saturating_add(facts.limits.trial_s) =>
-        {
+        (S::Trial { run, healthy: true, .. }, E::ConfirmFailed(cause)) if time_is_over => {
             roll_back(run, cause, 1, facts)
+        }
+        (
+            S::Trial { run, starts, boot, began_s, healthy: false, stopped, .. },
+            E::Outage(outage),
+        ) => {
+            let outage = Some(outage);
+            (S::Trial { run, starts, boot, began_s, healthy: false, stopped, outage }, vec![])
         }
         (S::Trial { run, healthy: false, .. }, E::TrialExpired(why)) => {
             roll_back(run, failure(FailureKind::Unhealthy, why), 1, facts)
         }
+        // An operator's restart had ended the checks.
+        (trial @ S::Trial { stopped: true, .. }, E::RestartFailed(_)) => {
+            let (trial, forget) = stays_up(trial);
+            let (trial, orders) = watch(trial, facts);
+            (trial, [forget, orders].concat())
+        }
+        // A trial whose time is over is left, whoever has the machine restarted.
+        (lost, E::MachineStops { .. }) if time_is_over => (lost, vec![]),
+        (state, E::MachineStops { restarts }) => machine_stops(state, restarts),
         // Only where it is not known which slot is good is a slot watched without a run.
         (S::Idle, E::Healthy) if book.home.is_none() => (S::Idle, vec![Order::Confirm]),
         (S::Idle, E::Confirmed) if book.home.is_none_or(|home| home == facts.running) => {

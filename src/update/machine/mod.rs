@@ -7,17 +7,22 @@
 mod asked;
 mod desired;
 mod happened;
+mod last_words;
 mod moves;
 mod started;
+mod stops;
 
 use self::asked::asked;
 use self::desired::desired;
 use self::happened::happened;
+pub use self::moves::MAX_ORDERS;
 use self::started::started;
 use crate::update::job::{Digest, Job, RunId, Version};
+use crate::update::last_words::FailedBoot;
 use crate::update::slot::{BootId, Slot};
-use crate::update::state::{Checkpoint, Failure, Origin, Saved, State, Written};
+use crate::update::state::{Checkpoint, Failure, Origin, Outage, Saved, State, Written};
 use crate::update::time::WallTime;
+use crate::update::trial::TrialTime;
 
 /// What the device looks like.
 #[derive(Clone, Debug)]
@@ -26,8 +31,13 @@ pub struct Facts {
     pub running: Slot,
     /// What would boot next, as it was when the agent started; `None` if that is not known.
     pub next: Option<Slot>,
+    /// Whether the bootloader tries a slot only if the restart carries an argument, which is lost
+    /// with the power.
+    pub by_argument: bool,
     /// This boot.
     pub boot: BootId,
+    /// Whether there is a hub session, or was one a moment ago.
+    pub hub_online: bool,
     /// Version of the running image, read from it.
     pub running_version: Option<Version>,
     /// Seconds since the boot, at the event.
@@ -47,6 +57,9 @@ pub struct Limits {
     pub trial_starts: u8,
     /// Seconds a trial may take.
     pub trial_s: u64,
+    /// Seconds it may take while the network is missing through no fault of the image; counts only
+    /// where it is more.
+    pub trial_outage_s: u64,
 }
 
 /// What the desired properties ask for.
@@ -111,10 +124,25 @@ pub enum Event {
     Healthy,
     /// It did not pass them in time; the text says which.
     TrialExpired(String),
+    /// Nothing is wrong with the running slot but the network, through no fault of the image; or
+    /// that is over. Losing one is harmless.
+    Outage(Outage),
     /// [`Order::Confirm`] is done.
     Confirmed,
     /// [`Order::Confirm`] failed; it is tried again.
     ConfirmFailed(Failure),
+    /// The machine goes down cleanly, and this process with it; somebody ordered that.
+    MachineStops {
+        /// Whether it is to start again through the bootloader at once, without losing its power.
+        restarts: bool,
+    },
+    /// [`Order::ReadJournal`] is done.
+    JournalRead {
+        /// The boot that was asked for.
+        of: FailedBoot,
+        /// Its last lines, oldest first, or why they could not be read.
+        result: Result<Vec<String>, String>,
+    },
 }
 
 /// Something to do once the state is saved. Each may be carried out twice without harm.
@@ -137,13 +165,17 @@ pub enum Order {
     CancelTry(Slot),
     /// Mark the running slot good and make it the default.
     Confirm,
-    /// Check the running slot until it is healthy; at the latest when the machine runs for this
-    /// many seconds, if a number is given.
-    Watch(Option<u64>),
+    /// Check the running slot until it is healthy, or its time is over, if it has one.
+    Watch(Option<TrialTime>),
     /// Restart the machine, with the bootloader's one-shot argument if it needs one to try a slot.
     RestartToTry,
     /// Restart the machine into what boots by default.
     Restart,
+    /// Have the restart that is under way carry the bootloader's one-shot argument, if it needs
+    /// one.
+    CarryArgument,
+    /// Read the last lines of this boot in the journal.
+    ReadJournal(FailedBoot),
 }
 
 /// The answer to who asked.
@@ -180,8 +212,13 @@ pub enum Verdict {
 #[must_use]
 pub fn step(mut saved: Saved, event: Event, facts: &Facts) -> (Saved, Vec<Order>) {
     let state = std::mem::replace(&mut saved.state, State::Idle);
-    let (state, orders) = match event {
+    let (failed, starts) = (FailedBoot::behind(&state), event == Event::Started);
+    let (state, mut orders) = match event {
         Event::Started => started(&mut saved, state, facts),
+        Event::JournalRead { of, result } => {
+            last_words::read(&mut saved, of, result);
+            (state, vec![])
+        }
         Event::Desired { id, wanted, rewritten } => {
             desired(&mut saved, state, id, wanted, rewritten, facts)
         }
@@ -193,5 +230,9 @@ pub fn step(mut saved: Saved, event: Event, facts: &Facts) -> (Saved, Vec<Order>
         event => happened(&mut saved, state, event, facts),
     };
     saved.state = state;
+    last_words::want(&mut saved, failed);
+    if starts {
+        orders.extend(last_words::look_for(&mut saved, facts));
+    }
     (saved, orders)
 }

@@ -4,19 +4,20 @@ use super::{Facts, Order};
 use crate::update::job::{Job, RunId};
 use crate::update::slot::Slot;
 use crate::update::state::{
-    Checkpoint, Content, Failure, FailureKind, Origin, Outcome, OutcomeKind, Run, Saved, Source,
-    State, Success, Times,
+    Checkpoint, Content, Failure, FailureKind, Origin, Outcome, OutcomeKind, Passage, Run, Saved,
+    Source, State, Success, Times,
 };
+use crate::update::trial::TrialTime;
 
 /// Orders for one restart or one switch before it counts as impossible.
-pub(super) const MAX_ORDERS: u8 = 3;
+pub const MAX_ORDERS: u8 = 3;
 
 /// The run that led into the running slot: the last one if it was aimed here, else one that
 /// stands for what nobody remembers.
 pub(super) fn run_behind(book: &Saved, home: Slot, facts: &Facts) -> Run {
     let last = book.last.as_ref().and_then(|outcome| outcome.run.as_ref());
     match last.filter(|run| run.from == home) {
-        Some(run) => Run { starts: 1, ..run.clone() },
+        Some(run) => Run { starts: 1, passage: Passage::default(), ..run.clone() },
         None => Run {
             id: RunId(format!("boot-{}", facts.boot.0)),
             source: Source::OtherSlot { version: book.slots.of(facts.running).identity().0 },
@@ -24,6 +25,7 @@ pub(super) fn run_behind(book: &Saved, home: Slot, facts: &Facts) -> Run {
             from: home,
             times: Times::default(),
             starts: 1,
+            passage: Passage::default(),
         },
     }
 }
@@ -36,7 +38,8 @@ pub(super) fn start(
     facts: &Facts,
 ) -> (State, Vec<Order>) {
     let times = Times { requested: facts.now, ..Times::default() };
-    let run = Run { id, source: Source::Image(job), origin, from: facts.running, times, starts: 1 };
+    let (source, from, passage) = (Source::Image(job), facts.running, Passage::default());
+    let run = Run { id, source, origin, from, times, starts: 1, passage };
     *book.slots.of_mut(run.target()) = Content::Incomplete;
     let orders = fetch(&run, None);
     (State::Fetching { run, checkpoint: None, attempt: 1, began: false }, orders)
@@ -53,7 +56,14 @@ pub(super) fn fetch(run: &Run, checkpoint: Option<Checkpoint>) -> Vec<Order> {
 
 pub(super) fn switch(run: Run, attempt: u8, facts: &Facts) -> (State, Vec<Order>) {
     let orders = vec![Order::TryNext(run.target())];
-    (State::Switching { run, ordered_in: facts.boot.clone(), attempt, armed: false }, orders)
+    let ordered_in = facts.boot.clone();
+    (State::Switching { run, ordered_in, attempt, armed: false, left: false }, orders)
+}
+
+/// The machine was started again without trying the slot: it is ordered once more.
+pub(super) fn arm_again(mut run: Run, attempt: u8, facts: &Facts) -> (State, Vec<Order>) {
+    run.passage.armed_again = run.passage.armed_again.saturating_add(1);
+    switch(run, attempt.saturating_add(1), facts)
 }
 
 /// The machine did not restart when ordered for the `attempt`th time.
@@ -74,15 +84,13 @@ pub(super) fn switch_again(
 pub(super) fn begin_trial(mut run: Run, facts: &Facts) -> (State, Vec<Order>) {
     run.times.rebooted = facts.now;
     let (boot, began_s) = (facts.boot.clone(), facts.since_boot_s);
-    watch(State::Trial { run, starts: 1, boot, began_s, healthy: false }, facts)
+    let (healthy, stopped, outage) = (false, false, None);
+    watch(State::Trial { run, starts: 1, boot, began_s, healthy, stopped, outage }, facts)
 }
 
 pub(super) fn watch(trial: State, facts: &Facts) -> (State, Vec<Order>) {
-    let deadline = match &trial {
-        State::Trial { began_s, .. } => Some(began_s.saturating_add(facts.limits.trial_s)),
-        _ => None,
-    };
-    (trial, vec![Order::Watch(deadline)])
+    let time = TrialTime::of(&trial, &facts.limits);
+    (trial, vec![Order::Watch(time)])
 }
 
 pub(super) fn roll_back(
@@ -162,7 +170,7 @@ pub(super) fn conclude(book: &mut Saved, run: Run, kind: OutcomeKind, facts: &Fa
     if let Origin::Desired(fingerprint) = run.origin {
         book.settled = Some(fingerprint);
     }
-    book.last = Some(Outcome { run: Some(run), kind, at: facts.now });
+    book.last = Some(Outcome { run: Some(run), kind, at: facts.now, journal: None });
     State::Idle
 }
 

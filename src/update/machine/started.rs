@@ -1,9 +1,10 @@
 //! The agent started: there is one way of recovery, and it is walked at every start.
 
 use super::moves::{
-    MAX_ORDERS, back_home, begin_trial, conclude, failure, fetch, no_restart, roll_back,
+    MAX_ORDERS, arm_again, back_home, begin_trial, conclude, failure, fetch, no_restart, roll_back,
     roll_back_again, run_behind, settle_home, stuck, switch_again, watch,
 };
+use super::stops::{may_arm_again, stays_up, too_many_stops, was_not_tried};
 use super::{Facts, Order};
 use crate::update::slot::Slot;
 use crate::update::state::{
@@ -58,12 +59,26 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
         }
 
         S::Switching { run, .. } if facts.running != run.from => begin_trial(run, facts),
-        // Without `armed` the restart was not ordered: the power went before the slot was tried.
-        S::Switching { run, ordered_in, attempt, armed }
-            if facts.boot == ordered_in || !armed && attempt < MAX_ORDERS =>
-        {
+        S::Switching { run, ordered_in, attempt, .. } if facts.boot == ordered_in => {
             let (state, orders) = switch_again(book, run, attempt, no_restart(), facts);
             (state, [refresh(), orders].concat())
+        }
+        // Without `armed` the restart was not ordered: the power went before the slot was tried.
+        S::Switching { run, attempt, armed, left, .. }
+            if attempt < MAX_ORDERS && (!armed || was_not_tried(&run, left, facts)) =>
+        {
+            let (state, orders) = arm_again(run, attempt, facts);
+            (state, [refresh(), orders].concat())
+        }
+        S::Switching { run, left, .. } if was_not_tried(&run, left, facts) => {
+            let orders = vec![Order::CancelTry(run.target()), Order::Confirm];
+            let cause = format!(
+                "the old slot came up {MAX_ORDERS} times, and as far as can be told slot {} was \
+                 never tried: look at its power supply and at what restarts it",
+                run.target()
+            );
+            let kind = OutcomeKind::Failed(failure(FailureKind::FellBack, cause));
+            (conclude(book, run, kind, facts), orders)
         }
         S::Switching { run, .. } => back_home(
             book,
@@ -72,29 +87,40 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
             facts,
         ),
 
-        S::Trial { run, .. } if facts.running == run.from => back_home(
-            book,
-            run,
-            failure(
-                FailureKind::FellBack,
-                "the new slot started but was restarted before it was confirmed, and the \
-                 bootloader went back to the old slot",
-            ),
-            facts,
-        ),
+        // A machine that was switched off cleanly forgets the one-shot argument.
+        S::Trial { run, stopped: true, .. }
+            if facts.running == run.from
+                && may_arm_again(&run)
+                && was_not_tried(&run, false, facts) =>
+        {
+            let orders_so_far = run.passage.armed_again.saturating_add(1);
+            let (state, orders) = arm_again(run, orders_so_far, facts);
+            (state, [refresh(), orders].concat())
+        }
+        S::Trial { run, .. } if facts.running == run.from => {
+            let reason = failure(FailureKind::FellBack, why_trial_was_left(&run));
+            back_home(book, run, reason, facts)
+        }
         // It was found healthy, and the power went before the confirmation was saved.
         trial @ S::Trial { healthy: true, .. } => (trial, vec![Order::Confirm]),
-        S::Trial { run, starts, .. } if starts >= facts.limits.trial_starts => {
+        S::Trial { run, starts, stopped: false, .. } if starts >= facts.limits.trial_starts => {
             let reason = failure(
                 FailureKind::TooManyStarts,
                 "the agent was restarted too often in the trial",
             );
             roll_back(run, reason, 1, facts)
         }
-        S::Trial { run, starts, boot, began_s, healthy } => {
-            let began_s = if boot == facts.boot { began_s } else { facts.since_boot_s };
-            let starts = starts.saturating_add(1);
-            watch(S::Trial { run, starts, boot: facts.boot.clone(), began_s, healthy }, facts)
+        S::Trial { run, starts, boot, began_s, healthy, stopped, outage } => {
+            let starts = if stopped { starts } else { starts.saturating_add(1) };
+            let same_boot = boot == facts.boot;
+            let (began_s, outage) =
+                if same_boot { (began_s, outage) } else { (facts.since_boot_s, None) };
+            let boot = facts.boot.clone();
+            let stopped = stopped && same_boot;
+            let trial = S::Trial { run, starts, boot, began_s, healthy, stopped, outage };
+            let (trial, forget) = stays_up(trial);
+            let (trial, orders) = watch(trial, facts);
+            (trial, [forget, orders].concat())
         }
 
         S::RollingBack { run, reason, .. } if facts.running == run.from => {
@@ -106,6 +132,15 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
         // The bootloader did not obey. Another restart would only make a loop of it.
         S::RollingBack { run, reason, .. } => stuck(book, run, &reason, facts),
     }
+}
+
+fn why_trial_was_left(run: &Run) -> &'static str {
+    if too_many_stops(run) {
+        return "the new slot was restarted cleanly too often before it was confirmed, and the \
+                bootloader went back to the old slot";
+    }
+    "the new slot started but was restarted before it was confirmed, and the bootloader went back \
+     to the old slot"
 }
 
 /// No update is under way. Which slot is home?
@@ -135,8 +170,11 @@ fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Or
         // Leaving was tried: a machine that comes back here may have no other slot.
         Content::Bad { .. } | Content::Incomplete if is_stuck(book) => (State::Idle, vec![]),
         Content::Bad { .. } | Content::Incomplete => {
-            let why = "the bootloader started a slot that was given up";
-            leave_or_stay(book, run, failure(FailureKind::FellBack, why), facts)
+            let reason = why_given_up(book).unwrap_or_else(|| {
+                let why = "the bootloader started a slot that was given up";
+                failure(FailureKind::FellBack, why)
+            });
+            leave_or_stay(book, run, reason, facts)
         }
         // It never passed the checks, or the bootloader itself takes it for a trial.
         Content::Written { .. } => begin_trial(run, facts),
@@ -146,7 +184,7 @@ fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Or
                 "slot {home} had been confirmed, but the bootloader left it: look at its boot attempts"
             );
             let kind = OutcomeKind::RolledBack(failure(FailureKind::LeftConfirmedSlot, detail));
-            book.last = Some(Outcome { run: None, kind, at: facts.now });
+            book.last = Some(Outcome { run: None, kind, at: facts.now, journal: None });
             settle_home(book, facts);
             (State::Idle, vec![Order::Confirm])
         }
@@ -165,6 +203,15 @@ fn leave_or_stay(
         roll_back(run, reason, 1, facts)
     } else {
         stuck(book, run, &reason, facts)
+    }
+}
+
+/// Why the image in the running slot had been given up: that stays the reason if its outcome was
+/// saved, but the power went before the bootloader was told.
+fn why_given_up(book: &Saved) -> Option<Failure> {
+    match book.last.as_ref().map(|last| &last.kind) {
+        Some(OutcomeKind::RolledBack(cause)) => Some(cause.clone()),
+        _ => None,
     }
 }
 

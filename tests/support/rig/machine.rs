@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use twinboot::agent::Stop;
 use twinboot::request::Answer;
 use twinboot::update::{Digest, FailureKind, OutcomeKind, Run, Saved, Slot, State};
 
 use super::boot_script::{Variables, index};
-use super::{Act, CHUNKS, Cut, Fault, Scenario, When};
+use super::{Act, CABLE_OUT, CHUNKS, Cut, Fault, Scenario, When};
 
 /// What must never happen, by how bad it is.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -33,6 +34,10 @@ pub struct Machine {
     pub running: Slot,
     pub boot: u64,
     pub uptime: Duration,
+    /// A clean shutdown that is under way.
+    pub stopping: Option<Stop>,
+    /// The argument that the restart would carry.
+    pub argument: Option<&'static str>,
     /// The state file.
     pub saved: Option<Saved>,
     pub saved_before: Option<Saved>,
@@ -57,6 +62,8 @@ pub struct Machine {
     pub passed: Vec<u8>,
     /// Versions that ran while the bootloader was told to confirm the running slot.
     pub confirmed: Vec<u8>,
+    /// Starts of a version that was not confirmed.
+    pub tries: usize,
     /// What the operator was told.
     pub answers: Vec<(Act, Answer)>,
     pub wrongs: Vec<(Wrong, String)>,
@@ -168,11 +175,43 @@ impl Machine {
                 let content = self.slots[index(slot)].clone();
                 return self.wrong(Wrong::Brick, format!("started the broken image {content:?}"));
             };
+            self.tries += usize::from(version != 1 && !self.confirmed.contains(&version));
             if !(fault == Fault::DeadSlot && version == 2) {
                 return;
             }
         }
         self.wrong(Wrong::Brick, "never started again");
+    }
+
+    /// Somebody has the machine go down cleanly.
+    pub fn shut_down(&mut self, stop: Stop, argument: Option<&'static str>) {
+        let keeps = self.scenario.fault != Fault::LosesArgument;
+        (self.stopping, self.argument) = (Some(stop), argument.filter(|_| keeps));
+    }
+
+    /// Everything has ended in good order.
+    pub fn is_down(&mut self) -> End {
+        let argument = self.argument.take();
+        End::Restart(argument.filter(|_| self.stopping.take() == Some(Stop::Restart)))
+    }
+
+    /// Whether a cable leads nowhere that led somewhere before the present system ran.
+    pub fn cut_off(&self, uptime: Duration) -> bool {
+        let new = self.running_version() == 2 && !self.confirmed.contains(&2);
+        match self.scenario.fault {
+            Fault::CablePulled => new && uptime < CABLE_OUT,
+            Fault::CableCut | Fault::SickAndCableCut => new,
+            _ => false,
+        }
+    }
+
+    /// Whether the hub can be reached.
+    pub fn reaches_hub(&self, uptime: Duration) -> bool {
+        match self.scenario.fault {
+            Fault::HubGone => false,
+            Fault::NoDriver => self.running_version() != 2,
+            _ => !self.cut_off(uptime),
+        }
     }
 
     pub fn running_version(&self) -> u8 {
@@ -181,7 +220,9 @@ impl Machine {
 
     pub fn healthy(&self) -> bool {
         match self.scenario.fault {
-            Fault::SickSlot | Fault::NeverGoesBack => self.running_version() != 2,
+            Fault::SickSlot | Fault::NeverGoesBack | Fault::SickAndCableCut => {
+                self.running_version() != 2
+            }
             Fault::SickAfterConfirm => self.running_version() != 2 || !self.confirmed.contains(&2),
             _ => true,
         }
@@ -241,6 +282,16 @@ impl Machine {
         }
         if self.restarts > 4 * (asked + cuts) {
             let what = format!("{} restarts", self.restarts);
+            self.wrong(Wrong::Unrest, what);
+        }
+        // What was tried in vain is not tried again by itself, as far as anybody remembers it.
+        let obeys = !matches!(
+            fault,
+            Fault::NeverGoesBack | Fault::BootVariablesReadOnly | Fault::StateReadOnlyInNewSlot
+        );
+        let most_tries = asked + cuts;
+        if obeys && !forgets && self.tries > most_tries {
+            let what = format!("{} tries, but {asked} acts", self.tries);
             self.wrong(Wrong::Unrest, what);
         }
         match self.saved.clone() {

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use twinboot::agent::{Agent, Identity, Inputs, Ports, Settings};
+use twinboot::agent::{Agent, Identity, Inputs, Ports, Settings, Stop};
 use twinboot::clock::Clock;
 use twinboot::hub::{Desired, Report, SessionStatus};
 use twinboot::request::{Answer, Command, Request};
@@ -35,7 +35,10 @@ const TORN: u8 = 0xee;
 /// Starts of the agent after which a device counts as never coming to rest.
 const MAX_LIVES: usize = 60;
 
-const LIMITS: Limits = Limits { attempts: 4, trial_starts: 3, trial_s: 60 };
+const LIMITS: Limits = Limits { attempts: 4, trial_starts: 3, trial_s: 60, trial_outage_s: 400 };
+
+/// How long a cable stays out; longer than a trial without an outage.
+const CABLE_OUT: Duration = Duration::from_secs(200);
 
 // What a test chooses ---------------------------------------------------------------------------
 
@@ -85,10 +88,22 @@ pub enum Fault {
     StateFolderFull,
     /// The system in slot B cannot save any state.
     StateReadOnlyInNewSlot,
+    /// The cable is out when version 2 comes up, and comes back.
+    CablePulled,
+    /// It does not come back.
+    CableCut,
+    /// It does not come back, and version 2 never gets healthy either.
+    SickAndCableCut,
+    /// There is no hub for anybody.
+    HubGone,
+    /// Version 2 does not know the network device.
+    NoDriver,
+    /// No restart carries an argument.
+    LosesArgument,
 }
 
 impl Fault {
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 20] = [
         Fault::None,
         Fault::SickSlot,
         Fault::SickAfterConfirm,
@@ -103,6 +118,12 @@ impl Fault {
         Fault::StateReverts,
         Fault::StateFolderFull,
         Fault::StateReadOnlyInNewSlot,
+        Fault::CablePulled,
+        Fault::CableCut,
+        Fault::SickAndCableCut,
+        Fault::HubGone,
+        Fault::NoDriver,
+        Fault::LosesArgument,
     ];
 }
 
@@ -121,6 +142,8 @@ pub enum Act {
     RollBack,
     /// The method `reboot`.
     Reboot,
+    /// Somebody on the device has it restarted, or switched off and on again.
+    ShutDown(Stop),
 }
 
 /// When he does it.
@@ -201,6 +224,8 @@ impl Rig {
             running: Slot::A,
             boot: 0,
             uptime: Duration::ZERO,
+            stopping: None,
+            argument: None,
             saved: None,
             saved_before: None,
             desired: None,
@@ -216,6 +241,7 @@ impl Rig {
             ended: BTreeMap::new(),
             passed: vec![1],
             confirmed: Vec::new(),
+            tries: 0,
             answers: Vec::new(),
             wrongs: Vec::new(),
             log: with_log.then(Vec::new),
@@ -238,7 +264,15 @@ impl Rig {
             match end {
                 End::AtRest => return,
                 End::Restart(argument) => machine.start(argument),
-                End::Killed => machine.next_cut(),
+                End::Killed => {
+                    machine.next_cut();
+                    // It goes down without its agent, too.
+                    if machine.stopping.is_some()
+                        && let End::Restart(argument) = machine.is_down()
+                    {
+                        machine.start(argument);
+                    }
+                }
                 End::PowerCut => {
                     match machine.scenario.fault {
                         Fault::StateLost => machine.saved = None,
@@ -269,10 +303,12 @@ impl Rig {
                 let mut machine = self.machine();
                 machine.life += 1;
                 machine.end = None;
+                (machine.stopping, machine.argument) = (None, None);
                 machine.note(|| "the agent starts".to_owned());
                 Life {
                     machine: Arc::clone(&self.machine),
                     ended: Arc::new(Notify::new()),
+                    stops: Arc::new(Notify::new()),
                     rested: Arc::new(Notify::new()),
                     number: machine.life,
                     began: Instant::now(),
@@ -297,6 +333,7 @@ impl Rig {
             images: Arc::new(life.clone()),
             health: Arc::new(life.clone()),
             restarter: Arc::new(life.clone()),
+            journal: Some(Arc::new(life.clone())),
             supervisor: Arc::new(Rest { life: life.clone(), seen: Mutex::new((0, 0)) }),
         };
         let inputs = Inputs { requests: incoming, desired, session, report };
@@ -315,15 +352,29 @@ impl Rig {
         let agent = Agent::start(ports, settings(), inputs, Box::new(read_desired), identity)
             .await
             .unwrap();
-        let hub = self.hub(reports, status, &documents);
-        let operator = self.operator(&life.rested, &requests, &documents);
-        tokio::select! {
-            biased;
-            () = life.ended.notified() => {}
-            () = operator => {}
-            () = hub => {}
-            result = agent.run(CancellationToken::new()) => {
-                self.machine().wrong(Wrong::Unrest, format!("the agent gave up: {result:?}"));
+        let hub = self.hub(life, reports, status, &documents);
+        let operator = self.operator(life, &requests, &documents);
+        let cancel = CancellationToken::new();
+        let run = agent.run(cancel.clone());
+        tokio::pin!(hub, operator, run);
+        loop {
+            tokio::select! {
+                biased;
+                () = life.ended.notified() => break,
+                () = &mut operator => break,
+                () = &mut hub => break,
+                () = life.stops.notified() => cancel.cancel(),
+                result = &mut run => {
+                    let mut machine = self.machine();
+                    match result {
+                        Ok(()) if machine.end.is_none() => machine.end = Some(machine.is_down()),
+                        Ok(()) => {}
+                        Err(error) => {
+                            machine.wrong(Wrong::Unrest, format!("the agent gave up: {error:?}"));
+                        }
+                    }
+                    break;
+                }
             }
         }
         self.machine().end.clone().unwrap_or(End::AtRest)
@@ -332,6 +383,7 @@ impl Rig {
     /// Acknowledges every report and looks into it; tells the desired section at the beginning.
     async fn hub(
         &self,
+        life: &Life,
         mut reports: watch::Receiver<Arc<Report>>,
         status: watch::Sender<SessionStatus>,
         documents: &mpsc::Sender<Desired>,
@@ -340,6 +392,11 @@ impl Rig {
         let first = Desired { document: document(desired), version: 1, patch: None };
         let _ = documents.send(first).await;
         loop {
+            if !self.machine().reaches_hub(life.since_boot()) {
+                status.send_replace(SessionStatus::default());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
             let report = reports.borrow_and_update().clone();
             if report.generation > 0 {
                 self.look_into(&report.document);
@@ -377,15 +434,15 @@ impl Rig {
     /// Does what is to be done; comes back when the device is at rest and nothing is left.
     async fn operator(
         &self,
-        rested: &Notify,
+        life: &Life,
         requests: &mpsc::Sender<Request>,
         documents: &mpsc::Sender<Desired>,
     ) {
         loop {
             let next = self.machine().acts.front().copied();
             match next {
-                None => return rested.notified().await,
-                Some((When::AtRest, _)) => rested.notified().await,
+                None => return life.rested.notified().await,
+                Some((When::AtRest, _)) => life.rested.notified().await,
                 Some((When::After(seconds), _)) => {
                     tokio::time::sleep(Duration::from_secs(seconds)).await;
                 }
@@ -403,6 +460,11 @@ impl Rig {
                 }
                 Act::RollBack => Command::RollBack(Origin::Method),
                 Act::Reboot => Command::Reboot,
+                Act::ShutDown(stop) => {
+                    self.machine().shut_down(stop, None);
+                    life.stops.notify_one();
+                    continue;
+                }
                 Act::Desire(version) => {
                     self.machine().desired = version;
                     let document = document(version);

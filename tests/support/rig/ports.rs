@@ -8,16 +8,19 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use twinboot::agent::{FetchEvent, HealthChecks, Images, JobChannels, Restarter, Supervisor};
+use twinboot::agent::{
+    FetchEvent, HealthChecks, Images, JobChannels, Journal, Restarter, Stop, Supervisor,
+};
 use twinboot::boot::{BootError, BootFacts, Bootloader};
 use twinboot::clock::Clock;
 use twinboot::store::{Loaded, StateStore, StoreError};
 use twinboot::update::{
-    Checkpoint, Failure, FailureKind, HashState, Job, Progress, Saved, Slot, WallTime, Written,
+    Checkpoint, FailedBoot, Failure, FailureKind, HashState, Job, Progress, Saved, Slot, WallTime,
+    Written,
 };
 
 use super::boot_script::index;
-use super::machine::{End, Gone, Machine, Wrong, digest_of, image, version_in};
+use super::machine::{Gone, Machine, Wrong, digest_of, image, version_in};
 use super::{CHUNKS, Fault, LIMITS, Script, TORN};
 
 /// The chunk after which a download notes a checkpoint.
@@ -34,6 +37,8 @@ pub struct Life {
     pub machine: Arc<Mutex<Machine>>,
     /// This life is over.
     pub ended: Arc<Notify>,
+    /// The machine goes down cleanly.
+    pub stops: Arc<Notify>,
     /// Nothing happens any more.
     pub rested: Arc<Notify>,
     pub number: u64,
@@ -273,6 +278,17 @@ impl HealthChecks for Life {
         let result = if healthy { Ok(()) } else { Err("sick".to_owned()) };
         std::future::ready(result).boxed()
     }
+
+    fn cut_off(&self) -> BoxFuture<'static, Option<String>> {
+        let cut_off = self.machine().cut_off(self.since_boot());
+        std::future::ready(cut_off.then(|| "no carrier".to_owned())).boxed()
+    }
+}
+
+impl Journal for Life {
+    fn last_words(&self, boot: FailedBoot) -> BoxFuture<'static, Result<Vec<String>, String>> {
+        std::future::ready(Ok(vec![format!("1.0s twinbootd: {boot:?}")])).boxed()
+    }
 }
 
 impl Restarter for Life {
@@ -284,15 +300,31 @@ impl Restarter for Life {
                 |machine| {
                     machine.restarts += 1;
                     if machine.scenario.fault != Fault::NoRestart {
-                        machine.end = Some(End::Restart(argument));
+                        machine.shut_down(Stop::Restart, argument);
                     }
                 },
             )
             .map_err(|Gone| "gone".to_owned());
-        if self.machine().end.is_some() {
-            self.ended.notify_one();
+        if self.machine().stopping.is_some() {
+            self.stops.notify_one();
         }
         std::future::ready(result).boxed()
+    }
+
+    fn stopping(&self) -> BoxFuture<'static, Option<Stop>> {
+        std::future::ready(self.machine().stopping).boxed()
+    }
+
+    fn carry(&self, argument: &'static str) -> BoxFuture<'static, Result<(), String>> {
+        let result = self.operate(
+            || format!("carry {argument}"),
+            |_| (),
+            |machine| {
+                let keeps = machine.scenario.fault != Fault::LosesArgument;
+                machine.argument = Some(argument).filter(|_| keeps);
+            },
+        );
+        std::future::ready(result.map_err(|Gone| "gone".to_owned())).boxed()
     }
 }
 

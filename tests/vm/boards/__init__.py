@@ -38,6 +38,9 @@ class Board(ABC):
     filesystem = "squashfs"
     slot_mib = 64
     data_mib = 64
+    # Variants of images that are not even tried, because the board's installer does not take them,
+    # and what the reason tells (a pattern).
+    refused: dict[str, str] = {}
     # What the console shows when slot A or B is being booted (group 1 is the slot), and when a
     # system is up.
     slot_seen = r"twinboot: booting slot ([AB])"
