@@ -738,7 +738,7 @@ fn a_slot_that_failed_is_not_tried_a_second_time() {
         let (saved, orders) = step(saved, Event::Started, &facts);
         assert_eq!(
             (say(&saved).as_str(), say_orders(&orders).as_str()),
-            ("idle: rolled back, fellBack", "confirm")
+            ("idle: rolled back, fellBack", "confirm; read the journal")
         );
     }
 }

@@ -182,6 +182,7 @@ fn undisturbed_updates_end_as_they_should() {
         (Fault::StateReverts, 2, "succeeded".to_owned()),
         (Fault::StateFolderFull, 2, "succeeded".to_owned()),
         (Fault::StateReadOnlyInNewSlot, 1, rolled_back(K::FellBack)),
+        (Fault::StateReadOnlyAndDeaf, 1, rolled_back(K::FellBack)),
         (Fault::CablePulled, 2, "succeeded".to_owned()),
         (Fault::CableCut, 1, rolled_back(K::Unhealthy)),
         (Fault::SickAndCableCut, 1, rolled_back(K::Unhealthy)),

@@ -188,10 +188,17 @@ impl Agent {
         let store = Arc::new(Mutex::new(ports.store));
         let Loaded { saved, set_aside } =
             blocking(&store, |store| store.load()).await?.map_err(AgentError::Load)?;
-        let facts = blocking(&boot, |boot| boot.facts()).await?.map_err(AgentError::Boot)?;
+        let saved = saved.unwrap_or_default();
+        let known = saved.home.is_some();
+        let (facts, problem) = blocking(&boot, move |boot| ask(boot, known)).await??;
 
         let mut device = identity.device;
         device.running = facts.running;
+        device.notices.extend(problem.map(|problem| {
+            let notice = format!("{problem}; updates fail until it can be");
+            error!(notice);
+            notice
+        }));
         if let Some((path, problem)) = set_aside {
             let notice = format!(
                 "the saved state could not be understood ({problem}); it lies at {} now, and the \
@@ -221,7 +228,7 @@ impl Agent {
             device,
             troubles: Troubles::new(),
             started_s,
-            saved: saved.unwrap_or_default(),
+            saved,
             unsaved: VecDeque::new(),
             desired: None,
             work: None,
@@ -497,6 +504,21 @@ async fn at(moment: Option<Instant>) {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
+}
+
+/// Asks the bootloader. A device that has been set up, as far as it is `known`, stays on the hub to be
+/// mended where only the running slot can be told; the text says what is wrong.
+fn ask(
+    boot: &mut (dyn Bootloader + 'static),
+    known: bool,
+) -> Result<(BootFacts, Option<String>), AgentError> {
+    boot.facts().map(|facts| (facts, None)).or_else(|error| match boot.running() {
+        Ok(running) if known => {
+            let problem = format!("the bootloader cannot be asked: {}", chain(&error));
+            Ok((BootFacts { running, next: None }, Some(problem)))
+        }
+        _ => Err(AgentError::Boot(error)),
+    })
 }
 
 /// A name that two runs of one device do not share.

@@ -80,9 +80,12 @@ impl Custom {
 
 impl Bootloader for Custom {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
+        Ok(BootFacts { running: self.running()?, next: self.next()? })
+    }
+
+    fn running(&mut self) -> Result<Slot, BootError> {
         let answer = self.call(&["running"])?;
-        let running = slot(&answer).ok_or_else(|| self.invalid("running", &answer))?;
-        Ok(BootFacts { running, next: self.next()? })
+        slot(&answer).ok_or_else(|| self.invalid("running", &answer))
     }
 
     fn retire(&mut self, slot: Slot) -> Result<(), BootError> {
@@ -101,8 +104,7 @@ impl Bootloader for Custom {
     }
 
     fn confirm(&mut self) -> Result<(), BootError> {
-        let answer = self.call(&["running"])?;
-        let running = slot(&answer).ok_or_else(|| self.invalid("running", &answer))?;
+        let running = self.running()?;
         self.call(&["confirm"])?;
         self.expect_next(running)
     }

@@ -90,8 +90,12 @@ impl Grub {
 
 impl Bootloader for Grub {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
-        let running = running::running(&self.slots, &self.sysroot)?;
+        let running = self.running()?;
         Ok(BootFacts { running, next: self.read()?.next() })
+    }
+
+    fn running(&mut self) -> Result<Slot, BootError> {
+        running::running(&self.slots, &self.sysroot)
     }
 
     fn retire(&mut self, slot: Slot) -> Result<(), BootError> {

@@ -54,6 +54,14 @@ pub trait Bootloader: Send {
     /// The bootloader's variables, or what tells the running slot, cannot be read.
     fn facts(&mut self) -> Result<BootFacts, BootError>;
 
+    /// What runs, also where the bootloader's variables cannot be read.
+    ///
+    /// # Errors
+    /// What tells the running slot cannot be read.
+    fn running(&mut self) -> Result<Slot, BootError> {
+        self.facts().map(|facts| facts.running)
+    }
+
     /// Makes sure that `slot` does not boot, before it is written: the other one is the default.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ impl Tryboot {
         Tryboot { config: config.clone(), slots, sysroot }
     }
 
-    fn running(&self) -> Result<Slot, BootError> {
+    fn booted(&self) -> Result<Slot, BootError> {
         let mut clues = self.booted_partition()?;
         clues.extend(running::clues(&self.slots, &self.sysroot)?);
         running::decide(&clues)
@@ -159,7 +159,11 @@ impl Bootloader for Tryboot {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
         let text = self.read()?;
         let next = Partitions::of(&text).usual.and_then(|partition| self.slot(partition));
-        Ok(BootFacts { running: self.running()?, next })
+        Ok(BootFacts { running: self.booted()?, next })
+    }
+
+    fn running(&mut self) -> Result<Slot, BootError> {
+        self.booted()
     }
 
     fn retire(&mut self, slot: Slot) -> Result<(), BootError> {
@@ -178,7 +182,7 @@ impl Bootloader for Tryboot {
     }
 
     fn confirm(&mut self) -> Result<(), BootError> {
-        let running = self.running()?;
+        let running = self.booted()?;
         let text = self.read()?;
         let found = Partitions::of(&text);
         // The slot that was the default is good, and stays in reach. A retired one stays out.

@@ -110,8 +110,12 @@ impl Uboot {
 
 impl Bootloader for Uboot {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
-        let running = running::running(&self.slots, &self.sysroot)?;
+        let running = self.running()?;
         Ok(BootFacts { running, next: self.read()?.next() })
+    }
+
+    fn running(&mut self) -> Result<Slot, BootError> {
+        running::running(&self.slots, &self.sysroot)
     }
 
     fn retire(&mut self, slot: Slot) -> Result<(), BootError> {

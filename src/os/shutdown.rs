@@ -14,6 +14,11 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// (systemd, src/shared/reboot-util.c).
 const PARAMETER: &str = "/run/systemd/reboot-param";
 
+/// The unit that every kind of shutdown starts (systemd.special(7)).
+const SHUTDOWN: &str = "shutdown.target";
+/// The unit that a restart through the firmware starts.
+const RESTART: &str = "reboot.target";
+
 /// How a machine goes down.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shutdown {
@@ -27,8 +32,9 @@ pub enum Shutdown {
 /// if it cannot be asked.
 #[must_use]
 pub fn shutdown(systemctl: &Path) -> Option<Shutdown> {
-    let tool =
-        Tool::new(systemctl, ASK_LIMIT).arguments(["list-jobs", "--no-legend", "--no-pager"]);
+    // By name: a shutdown has some hundred jobs.
+    let words = ["list-jobs", "--no-legend", "--no-pager", SHUTDOWN, RESTART];
+    let tool = Tool::new(systemctl, ASK_LIMIT).arguments(words);
     let finished = tool.run().and_then(Finished::succeeded).ok()?;
     shutdown_in(&finished.stdout.to_string())
 }
@@ -40,11 +46,10 @@ fn shutdown_in(jobs: &str) -> Option<Shutdown> {
         let (unit, kind) = (words.nth(1)?, words.next()?);
         (kind == "start").then_some(unit)
     });
-    // Every kind of shutdown has a job for it (systemd.special(7)).
-    if !starts.clone().any(|unit| unit == "shutdown.target") {
+    if !starts.clone().any(|unit| unit == SHUTDOWN) {
         return None;
     }
-    let restarts = starts.any(|unit| unit == "reboot.target");
+    let restarts = starts.any(|unit| unit == RESTART);
     Some(if restarts { Shutdown::Restart } else { Shutdown::Other })
 }
 

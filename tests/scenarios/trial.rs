@@ -341,3 +341,55 @@ async fn a_slot_that_was_tried_with_the_flag_is_not_tried_again() {
     assert_eq!(last["armedAgain"], Value::Null);
     world.assert_at_home();
 }
+
+// The bootloader -----------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bootloader_that_cannot_be_asked_keeps_no_device_off_the_hub() {
+    let mut world = World::started().await;
+    world.machine.bootloader_refuses(&["next"]).unwrap();
+    world.machine.power_cut().unwrap();
+    let notices = |twin: &Value| twin["twinboot"]["notices"].to_string();
+    let told = |twin: &Value| notices(twin).contains("the bootloader cannot be asked");
+    world.until("it is told", told).await;
+    world.online().await;
+    let id = world.update("2.0.0.img").await;
+    let last = world.last_of(&id).await;
+    assert_ended(&last, "failed", Some("bootloader"));
+    world.assert_at_home();
+    world.machine.bootloader_refuses(&[]).unwrap();
+    world.machine.power_cut().unwrap();
+    world.until("it is over", |twin| notices(twin) == "null").await;
+    world.online().await;
+    let id = world.update("2.0.0.img").await;
+    let last = world.last_of(&id).await;
+    assert_ended(&last, "succeeded", None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirmation_that_has_to_wait_for_a_switch_comes_after_it() {
+    let mut world = World::started().await;
+    let id = world.update("2.0.0.img").await;
+    world.over(&id).await;
+    // Less than the pause between two tries to confirm, and in all orders more.
+    world.machine.set("restart.limit_s", 5);
+    world.machine.bootloader_refuses(&["confirm"]).unwrap();
+    world.machine.power_cut().unwrap();
+    let notices = |twin: &Value| twin["twinboot"]["notices"].to_string();
+    world.until("it is told", |twin| notices(twin).contains("mark the running slot good")).await;
+    world.online().await;
+    let (status, answer) = world.call("rollbackFirmware", json!(null)).await.unwrap();
+    assert_eq!(status, 200, "{answer}");
+    // The machine does not obey, until that is given up.
+    let given_up = |world: &World| {
+        let twin = world.reported();
+        twin["twinboot"]["update"]["phase"] == "idle"
+            && twin["twinboot"]["lastUpdate"]["code"] == "restartFailed"
+    };
+    world.eventually("the switch is given up", given_up).await;
+    world.machine.forget_orders();
+    world.machine.bootloader_refuses(&[]).unwrap();
+    let confirmed = |twin: &Value| !notices(twin).contains("mark the running slot good");
+    world.until("it is confirmed after all", confirmed).await;
+    world.assert_runs('B', "2.0.0");
+}

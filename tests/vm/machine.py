@@ -73,6 +73,7 @@ class Machine:
                     with self._news:
                         self._text += data.decode(errors="replace")
                         self._news.notify_all()
+                self._process.stdout.close()
                 self._process.wait()
                 on = self._start_again(self._text[begun:])
         with self._news:
@@ -153,6 +154,14 @@ class Machine:
             self._qmp = None
         self._process.stdin.close()
         self._errors.close()
+
+    def quit(self) -> None:
+        """Ends QEMU in order, so that the files of its drives are whole. The guest notices nothing."""
+        with self._plug:
+            self._off = True
+        self.qmp("quit")
+        self.wait_end(60)
+        self.power_cut()
 
     def qmp(self, command: str, **arguments) -> dict:
         """Asks QEMU's monitor; for instance `system_reset`, `quit`, `set_link`."""

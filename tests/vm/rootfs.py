@@ -368,6 +368,9 @@ def _configure(tree: Tree, board) -> None:
         [Manager]
         RuntimeWatchdogSec=60
         RebootWatchdogSec=2min
+        # A busy host takes its time; a data partition that comes too late would stay away.
+        DefaultDeviceTimeoutSec=10min
+        DefaultTimeoutStartSec=10min
         ShowStatus=no
         """)
     _guard(tree, GUARD_S)

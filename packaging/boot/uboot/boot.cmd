@@ -144,8 +144,9 @@ part number ${devtype} ${devnum} ${tb_label} tb_part
 setenv tb_from ${devtype} ${devnum}:${tb_part}
 part uuid ${tb_from} tb_uuid
 
-# A missing init panics, a panic restarts.
-setenv bootargs root=PARTUUID=${tb_uuid} rootwait ro init=/sbin/init panic=5 rauc.slot=${tb_slot} ${board_args}
+# A missing init panics, a panic restarts, and a data partition that lost power in the middle of a
+# write is mended without asking anybody.
+setenv bootargs root=PARTUUID=${tb_uuid} rootwait ro init=/sbin/init panic=5 fsck.repair=yes rauc.slot=${tb_slot} ${board_args}
 
 setenv tb_tree ${fdtcontroladdr}
 if test -n "${fdt_addr_r}"; then

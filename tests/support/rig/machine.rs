@@ -195,6 +195,15 @@ impl Machine {
         End::Restart(argument.filter(|_| self.stopping.take() == Some(Stop::Restart)))
     }
 
+    /// Whether the order of a restart, the one that was just counted, is taken.
+    pub fn hears_restart(&self) -> bool {
+        match self.scenario.fault {
+            Fault::NoRestart => false,
+            Fault::StateReadOnlyAndDeaf => self.restarts % 2 == 0,
+            _ => true,
+        }
+    }
+
     /// Whether a cable leads nowhere that led somewhere before the present system ran.
     pub fn cut_off(&self, uptime: Duration) -> bool {
         let new = self.running_version() == 2 && !self.confirmed.contains(&2);
@@ -285,11 +294,9 @@ impl Machine {
             self.wrong(Wrong::Unrest, what);
         }
         // What was tried in vain is not tried again by itself, as far as anybody remembers it.
-        let obeys = !matches!(
-            fault,
-            Fault::NeverGoesBack | Fault::BootVariablesReadOnly | Fault::StateReadOnlyInNewSlot
-        );
+        let obeys = !matches!(fault, Fault::NeverGoesBack | Fault::BootVariablesReadOnly);
         let most_tries = asked + cuts;
+        let obeys = obeys && !fault.keeps_new_slot_read_only();
         if obeys && !forgets && self.tries > most_tries {
             let what = format!("{} tries, but {asked} acts", self.tries);
             self.wrong(Wrong::Unrest, what);

@@ -88,6 +88,8 @@ pub enum Fault {
     StateFolderFull,
     /// The system in slot B cannot save any state.
     StateReadOnlyInNewSlot,
+    /// The same, and every second order of a restart is not heard.
+    StateReadOnlyAndDeaf,
     /// The cable is out when version 2 comes up, and comes back.
     CablePulled,
     /// It does not come back.
@@ -103,7 +105,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 20] = [
+    pub const ALL: [Fault; 21] = [
         Fault::None,
         Fault::SickSlot,
         Fault::SickAfterConfirm,
@@ -118,6 +120,7 @@ impl Fault {
         Fault::StateReverts,
         Fault::StateFolderFull,
         Fault::StateReadOnlyInNewSlot,
+        Fault::StateReadOnlyAndDeaf,
         Fault::CablePulled,
         Fault::CableCut,
         Fault::SickAndCableCut,
@@ -125,6 +128,12 @@ impl Fault {
         Fault::NoDriver,
         Fault::LosesArgument,
     ];
+}
+
+impl Fault {
+    fn keeps_new_slot_read_only(self) -> bool {
+        matches!(self, Fault::StateReadOnlyInNewSlot | Fault::StateReadOnlyAndDeaf)
+    }
 }
 
 /// What an operator does.

@@ -137,7 +137,7 @@ impl StateStore for Life {
         let running = self.machine().running;
         let full = self.since_boot().as_secs() % FULL_EVERY_S < LIMITS.trial_s - 15;
         if fault == Fault::StateFolderFull && full
-            || fault == Fault::StateReadOnlyInNewSlot && running == Slot::B
+            || fault.keeps_new_slot_read_only() && running == Slot::B
         {
             return Err(failed());
         }
@@ -299,7 +299,7 @@ impl Restarter for Life {
                 |_| (),
                 |machine| {
                     machine.restarts += 1;
-                    if machine.scenario.fault != Fault::NoRestart {
+                    if machine.hears_restart() {
                         machine.shut_down(Stop::Restart, argument);
                     }
                 },

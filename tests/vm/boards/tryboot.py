@@ -20,7 +20,7 @@ from boards import Board
 
 SHIPPED = REPOSITORY / "packaging/boot/tryboot"
 # In every image, the same for both slots.
-CMDLINE = ("console=ttyAMA0 rootwait ro init=/sbin/init panic=5"
+CMDLINE = ("console=ttyAMA0 rootwait ro init=/sbin/init panic=5 fsck.repair=yes"
            " systemd.machine_id=7477696e626f6f7430766d3100000003\n")
 CONFIG = "arm_64bit=1\nauto_initramfs=1\n"
 AUTOBOOT_MIB = 4
@@ -57,6 +57,8 @@ class Pi(Machine):
         super().__init__(self._firmware(one_shot=False), folder)
 
     def restarted(self, console: str) -> list:
+        # A log of the drive's writes goes on.
+        self._devices = [str(word).replace("log-append=off", "log-append=on") for word in self._devices]
         return self._firmware(bool(ONE_SHOT.search(console)))
 
     def _firmware(self, one_shot: bool) -> list:

@@ -1,5 +1,6 @@
 """arm64, QEMU's `virt`, Debian's stock U-Boot and `packaging/boot/uboot`, as it is shipped."""
 
+import itertools
 import zlib
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def parse_copy(copy: bytes) -> tuple[int, dict[str, str]] | None:
     """The number and the variables of one copy; None if its checksum is wrong."""
     if len(copy) != COPY_SIZE or zlib.crc32(copy[5:]) != int.from_bytes(copy[:4], "little"):
         return None
-    texts = copy[5:].split(b"\0\0", 1)[0].split(b"\0")
-    return copy[4], dict(text.decode().split("=", 1) for text in texts if text)
+    # The first empty string is the end.
+    texts = itertools.takewhile(bool, copy[5:].split(b"\0"))
+    return copy[4], dict(text.decode().split("=", 1) for text in texts)
 
 
 def parse_environment(partition: bytes) -> dict[str, str]:

@@ -42,9 +42,7 @@ class RecordedRig(Rig):
 
     def shut(self) -> None:
         """Ends QEMU in order, so that its log is whole. The guest notices nothing."""
-        self.machine.qmp("quit")
-        self.machine.wait_end(60)
-        self.machine.power_cut()
+        self.machine.quit()
         self.machine = None
 
 
