@@ -141,8 +141,8 @@ def run(
     problems = []
     with Cloud(folder / "cloud") as cloud:
         with RecordedRig(board, cloud, folder / "recorded") as rig:
+            known = images(rig, variant)
             log = record(rig, variant)
-        known = images(rig, variant)
         found = judge_all(name, rig.base, log, known, choice)
         tally.cuts = found.states
         for verdict in found.bad:
