@@ -211,7 +211,7 @@ def main() -> int:
             case "demo":
                 return with_folder("demo", lambda folder: demo.run(folder, given))
             case "ci":
-                return tell_stories(CI)
+                return parts() or tell_stories(CI)
             case "short":
                 return parts() or max(tell_stories(SHORT), short_cuts())
             case "story":
