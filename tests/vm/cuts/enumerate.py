@@ -108,8 +108,10 @@ def boot(rig: Rig, verdict: Verdict, known: dict[str, Path]) -> None:
         rig.wait_boot(verdict.chosen)
         run = verdict.saved.run if verdict.saved else None
         status = rest(rig, run["id"] if run else None)
+    except Untruth:
+        raise
     except RigError as error:
-        raise error if isinstance(error, Brick) else Brick(str(error)) from error
+        raise Brick(str(error)) from error
     slot = last_slot(rig)
     rig.off()
     with open(rig.disk, "rb") as file:
@@ -156,9 +158,9 @@ def run(
                 transfers = len(cloud.transfers(rig.name))
                 try:
                     boot(sample, verdict, known)
-                except (Brick, Untruth) as error:
-                    tally.bricks += isinstance(error, Brick)
+                except RigError as error:
                     tally.untruths += isinstance(error, Untruth)
+                    tally.bricks += not isinstance(error, Untruth)
                     problems.append(f"booted {verdict}: {error}")
                     kept = BUILD / "failed" / f"state-{verdict.cut.name.replace(' ', '-')}"
                     sample.keep(kept)
