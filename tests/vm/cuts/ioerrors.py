@@ -50,9 +50,12 @@ CASES = {
         READ, "other", 0, FOR_EVER, r"reading version", ("slotIo", "readBack"), name_lost=True),
     "telling the boot loader": Failing(
         WRITE, "boot", 0, FOR_EVER, r"reading version", ("bootloader",)),
-    "a flush": Failing(
-        FLUSH, "other", 3, 1, r"fetching version", ("slotIo", "succeeded")),
 }  # fmt: skip
+# Where the file system of the state gives up, which a failed flush of the disk makes it do as well.
+NOT_SAVED = {
+    "saving the state": Failing(WRITE, "data", 5, FOR_EVER, r"fetching version", ()),
+    "a flush": Failing(FLUSH, "data", 3, 1, r"fetching version", ()),
+}
 
 
 def spoil(rig: VolatileRig, case: Failing, slot: str) -> Fault:
@@ -91,22 +94,26 @@ def update_on_failing_disk(rig: VolatileRig, case: Failing, known: dict[str, byt
         check(rig, status, last_slot(rig), rig.device.read, known)
 
 
-def state_cannot_be_saved(rig: VolatileRig, known: dict[str, bytes]) -> None:
-    """The data partition fails in the middle of a download. The device stays reachable and says so;
-    after a power cycle with a disk that works it ends the update."""
+def state_cannot_be_saved(rig: VolatileRig, case: Failing, known: dict[str, bytes]) -> None:
+    """The data partition fails in the middle of a download, and its file system gives up. The device
+    stays reachable and says so; once the disk works again, a restart by the operator is all that is
+    needed to end the update."""
     slot, version = rig.running()
     run_id = rig.send(newer(version))
-    rig.machine.wait_for(r"fetching version", UPDATE_LIMIT_S)
-    fault = spoil(rig, Failing(WRITE, "data", 5, FOR_EVER, "", ()), slot)
+    rig.machine.wait_for(case.marker, UPDATE_LIMIT_S)
+    fault = spoil(rig, case, slot)
 
     def told(twin: dict) -> bool:
-        return any("state" in str(notice) for notice in twin["twinboot"].get("notices") or [])
+        return "cannot save the state" in str(twin["twinboot"].get("notices"))
 
     twin = rig.wait(told, UPDATE_LIMIT_S, "the twin tells that the state cannot be saved")
     need(fault.hits > 0, "the disk failed at all", twin)
     rig.say(f"{fault.hits} requests failed; the twin says: {twin['twinboot']['notices']}")
-    rig.off("ioerrors")
-    rig.on()
+    rig.device.faults.clear()
+    rig.machine.mark()
+    code, answer = rig.cloud.call("reboot", None)
+    need(code == 200, "an operator can restart the device", answer)
+    rig.wait_boot(slot)
     status = rest(rig, run_id)
     check(rig, status, last_slot(rig), rig.device.read, known)
 
@@ -132,7 +139,7 @@ def torn_superblock(rig: VolatileRig, known: dict[str, bytes]) -> None:
     check(rig, status, last_slot(rig), rig.device.read, known)
 
 
-NAMES = ["torn superblock", *CASES, "saving the state"]
+NAMES = ["torn superblock", *CASES, *NOT_SAVED]
 
 
 def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
@@ -140,8 +147,8 @@ def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
     match name:
         case "torn superblock":
             return torn_superblock
-        case "saving the state":
-            return state_cannot_be_saved
+        case _ if name in NOT_SAVED:
+            return lambda rig, known: state_cannot_be_saved(rig, NOT_SAVED[name], known)
         case _ if name in CASES:
             return lambda rig, known: update_on_failing_disk(rig, CASES[name], known)
     raise RigError(f"no case {name!r}; there are: {', '.join(map(repr, NAMES))}")
