@@ -7,6 +7,7 @@ What must be true of every disk that a power cut leaves:
 * the state file loads, is as old as the last flush at most, and tells nothing that is not so.
 """
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -169,7 +170,8 @@ def _copy(content: bytes) -> tuple[int, dict[str, str]] | None:
     """Number and variables of one copy; None if its checksum is wrong."""
     if zlib.crc32(content[5:]) != int.from_bytes(content[:4], "little"):
         return None
-    texts = content[5:].split(b"\0\0", 1)[0].split(b"\0")
+    # The first empty string is the end; behind it anything may stand.
+    texts = itertools.takewhile(bool, content[5:].split(b"\0"))
     pairs = (text.decode("utf-8", "replace").partition("=") for text in texts)
     return content[4], {name: value for name, equals, value in pairs if equals}
 
