@@ -17,7 +17,11 @@ install -m 755 /bin/true "$root/usr/bin/twinbootd"
 cp systemd/* "$root/etc/systemd/system/"
 mkdir -p "$root/usr/share/doc/twinboot" && cp README.md "$root/usr/share/doc/twinboot/" 2>/dev/null || true
 
-names=$(cd systemd && ls)
+# A file to copy that adds to a unit.
+mkdir "$root/etc/systemd/system/multi-user.target.d"
+cp packaging/watchdog/10-twinboot-boot-limit.conf "$root/etc/systemd/system/multi-user.target.d/"
+
+names="$(cd systemd && ls) multi-user.target"
 # It warns about what it does not understand and still says yes: here a word is an error.
 if ! said=$(systemd-analyze verify --man=no --root="$root" $names 2>&1) || [ -n "$said" ]; then
     echo "$said" >&2

@@ -16,7 +16,7 @@ use crate::agent::{
     Agent, HealthChecks, Identity, Inputs, Journal, Ports, ReadDesired, Restarter, Settings, Stop,
 };
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{BootKind, Config, InstallKind};
 use crate::control;
 use crate::fetch::Fetcher;
 use crate::hub::{self, HubLink, Report, SessionStatus};
@@ -67,10 +67,10 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
     let (status, session) = watch::channel(SessionStatus::default());
     let server = control::Server::open(&config.control, config.fetch.allow_http)?;
 
-    let installer = install::installer(&config.install, &config.slots);
+    let installer = install::installer(&config.install, &config.slots, &config.rauc);
     let fetcher = Fetcher::new(&config, installer, USER_AGENT);
     let ports = Ports {
-        boot: boot::open(&config.boot, &config.slots, &sysroot),
+        boot: boot::open(&config.boot, &config.slots, &config.rauc, &sysroot),
         store: Box::new(store),
         clock: clock.clone(),
         images: Arc::new(fetcher),
@@ -155,6 +155,20 @@ fn check_files(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result<
                 file.display()
             ));
         }
+    }
+    if config.install.kind == InstallKind::Rauc
+        && let Some(folder) = config.rauc.bundle_file.parent()
+        && let Some(slot) = boot::running::slot_with(folder, &config.slots, sysroot)
+    {
+        notices.push(format!(
+            "{} would lie on slot {slot}: name a place on the data partition in rauc.bundle_file",
+            config.rauc.bundle_file.display()
+        ));
+    }
+    // They keep their word in variables that RAUC changes, too, or in RAUC itself.
+    let shares = matches!(config.boot.kind, BootKind::Uboot | BootKind::Grub | BootKind::Rauc);
+    if shares || config.install.kind == InstallKind::Rauc {
+        notices.extend(boot::rival(&config.health.systemctl));
     }
     // The device must stay on the hub to be mended from there.
     if let Err(error) = Fetcher::check(&config.fetch) {
@@ -291,14 +305,18 @@ impl Restarter for Machine {
         })
     }
 
-    fn stopping(&self) -> BoxFuture<'static, Option<Stop>> {
+    fn stopping(&self) -> BoxFuture<'static, Result<Option<Stop>, String>> {
         let config = Arc::clone(&self.config);
         Box::pin(async move {
             let ask = move || os::shutdown(&config.health.systemctl);
-            match tokio::task::spawn_blocking(ask).await.unwrap_or_default()? {
-                os::Shutdown::Restart => Some(Stop::Restart),
-                os::Shutdown::Other => Some(Stop::Other),
-            }
+            let shutdown = tokio::task::spawn_blocking(ask)
+                .await
+                .map_err(|error| error.to_string())?
+                .map_err(|error| chain(&error).to_string())?;
+            Ok(shutdown.map(|shutdown| match shutdown {
+                os::Shutdown::Restart => Stop::Restart,
+                os::Shutdown::Other => Stop::Other,
+            }))
         })
     }
 

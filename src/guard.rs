@@ -62,7 +62,7 @@ pub struct Facts {
 /// # Errors
 /// The machine did not take the order; it is right to call again.
 pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<TrialEnd> {
-    let mut bootloader = boot::open(&config.boot, &config.slots, sysroot);
+    let mut bootloader = boot::open(&config.boot, &config.slots, &config.rauc, sysroot);
     let (running, next) = match bootloader.facts() {
         Ok(BootFacts { running, next }) => (Some(running), next),
         Err(error) => {

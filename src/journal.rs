@@ -3,7 +3,7 @@
 //! Both slots keep their journal in one folder of the data partition. `journalctl --directory=`
 //! reads all folders below it, whatever the machine id of the system that wrote them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::agent::Journal;
 use crate::config;
-use crate::logging::{IDENTIFIER, chain};
+use crate::logging::{FIELD_PREFIX, IDENTIFIER, chain};
 use crate::os::{Finished, Tail, Tool};
 use crate::redact::Redactor;
 use crate::update::{BootId, FailedBoot};
@@ -22,8 +22,11 @@ use crate::update::{BootId, FailedBoot};
 /// A large journal on a slow card takes its time, and nobody waits.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Kept of what journalctl prints, the newest: 50 lines of 4 KiB, where journalctl itself stops.
-const OUTPUT_BYTES: usize = 256 * 1024;
+/// Entries that are read for one line: what is said again and again takes one line only.
+const REPETITIONS: usize = 4;
+
+/// Kept of what journalctl prints, the newest: an entry has mostly two kilobytes.
+const OUTPUT_BYTES: usize = 512 * 1024;
 
 /// Longest line in a report; the rest is in the journal.
 const MAX_LINE_BYTES: usize = 200;
@@ -40,9 +43,6 @@ const PART_FROM_THE_END: usize = 4;
 
 /// `PRIORITY=` of syslog(3), as far as they are told by themselves and named in the line.
 const WARNINGS: [&str; 5] = ["emerg", "alert", "crit", "err", "warning"];
-
-/// What is asked of each entry; journalctl adds its own `__CURSOR` and times.
-const FIELDS: &str = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,_SYSTEMD_UNIT";
 
 /// Gives the secrets of this device, to be cut out wherever they stand.
 pub type OwnSecrets = Arc<dyn Fn() -> Vec<SecretString> + Send + Sync>;
@@ -92,14 +92,12 @@ impl JournalFolder {
         Ok(boots.into_iter().skip(place).rfind(|boot| *boot != after && !others.contains(boot)))
     }
 
-    /// The entries worth telling, oldest first: from the end, what tells most, and more from the end.
-    fn entries(&self, boot: &str) -> Result<Vec<Entry>, String> {
+    /// The entries worth telling, oldest first, each with how often it was said: from the end, what
+    /// tells most, and more from the end.
+    fn entries(&self, boot: &str) -> Result<Vec<(Entry, usize)>, String> {
         let newest = |matches: Vec<String>| {
-            let options = [
-                "--output=json".to_owned(),
-                format!("--output-fields={FIELDS}"),
-                format!("--lines={}", self.lines),
-            ];
+            let count = self.lines.saturating_mul(REPETITIONS);
+            let options = ["--output=json".to_owned(), format!("--lines={count}")];
             self.journalctl(options.into_iter().chain(matches)).map(|output| parse(&output))
         };
         let all = newest(vec![boot.to_owned()])?;
@@ -113,14 +111,21 @@ impl JournalFolder {
         let (end, before) =
             all.split_at_checked(self.lines.div_ceil(PART_FROM_THE_END)).unwrap_or((&all, &[]));
         let mut known = HashSet::new();
-        let mut chosen: Vec<Entry> = (end.iter().chain(&telling).chain(before))
-            .filter(|entry| known.insert(entry.cursor.clone()))
-            .take(self.lines)
-            .cloned()
-            .collect();
+        let mut chosen: Vec<(Entry, usize)> = Vec::new();
+        for entry in end.iter().chain(&telling).chain(before) {
+            if !known.insert(&entry.cursor) {
+                continue;
+            }
+            let same = chosen.iter_mut().find(|(newer, _)| newer.says_the_same_as(entry));
+            if let Some((_, times)) = same {
+                *times = times.saturating_add(1);
+            } else if chosen.len() < self.lines {
+                chosen.push((entry.clone(), 1));
+            }
+        }
         chosen.reverse();
         // Stable: entries of one moment stay in their order.
-        chosen.sort_by_key(Entry::since_boot_us);
+        chosen.sort_by_key(|(entry, _)| entry.since_boot_us());
         Ok(chosen)
     }
 
@@ -177,11 +182,13 @@ struct Entry {
     program: Option<Field>,
     #[serde(rename = "_SYSTEMD_UNIT")]
     unit: Option<Field>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Option<Field>>,
 }
 
 /// A field: null where it is longer than 4096 bytes, numbers where it is not text, a list where
 /// it is there several times. See "Journal JSON Format" of systemd.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(untagged)]
 enum Field {
     Text(String),
@@ -204,12 +211,30 @@ impl Entry {
         self.since_boot_us.as_ref().and_then(|time| time.text().parse().ok()).unwrap_or(0)
     }
 
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        self.message.is_some() && self.message == other.message && self.who() == other.who()
+    }
+
     /// The service, or else the program.
     fn who(&self) -> String {
         let unit = self.unit.as_ref().map(Field::text);
         let service = unit.as_deref().and_then(|unit| unit.strip_suffix(".service"));
         let named = || self.identifier.as_ref().or(self.program.as_ref()).map(Field::text);
         service.map(str::to_owned).or_else(named).unwrap_or_else(|| "unknown".to_owned())
+    }
+
+    /// The message, and the agent's own fields as its log has them on a terminal: `error=...`.
+    fn text(&self) -> String {
+        let own = self.others.iter().filter_map(|(name, value)| {
+            let name = name.strip_prefix(FIELD_PREFIX)?.strip_prefix('_')?.to_ascii_lowercase();
+            Some(format!("{name}={}", value.as_ref()?.text()))
+        });
+        let words: Vec<String> = self.message.iter().map(Field::text).chain(own).collect();
+        if words.is_empty() {
+            // journalctl leaves out what is longer than that.
+            return "(no text, or more than 4096 bytes of it)".to_owned();
+        }
+        words.join(" ")
     }
 }
 
@@ -221,21 +246,16 @@ fn parse(output: &Tail) -> Vec<Entry> {
 }
 
 /// `31.4s err app: cannot open /dev/ttyS7`, one for each entry.
-fn lines(entries: &[Entry], redactor: &Redactor) -> Vec<String> {
-    let messages: Vec<(String, String)> = entries
-        .iter()
-        .map(|entry| {
-            let missing = || "(a message of more than 4096 bytes)".to_owned();
-            (entry.who(), entry.message.as_ref().map_or_else(missing, Field::text))
-        })
-        .collect();
-    let line = |(entry, (who, message)): (&Entry, (String, String))| {
+fn lines(entries: &[(Entry, usize)], redactor: &Redactor) -> Vec<String> {
+    let messages = entries.iter().map(|(entry, _)| (entry.who(), entry.text())).collect();
+    let line = |((entry, times), (who, message)): (&(Entry, usize), (String, String))| {
         let tenths = entry.since_boot_us() / 100_000;
         let priority = entry.priority.as_ref().and_then(|number| number.text().parse().ok());
         let priority = priority.and_then(|number: usize| WARNINGS.get(number));
         let priority = priority.map(|name| format!("{name} ")).unwrap_or_default();
         let who = clipped(&redactor.redact(&who), MAX_NAME_BYTES);
-        let line = format!("{}.{}s {priority}{who}: {message}", tenths / 10, tenths % 10);
+        let times = if *times > 1 { format!(" ({times} times)") } else { String::new() };
+        let line = format!("{}.{}s {priority}{who}{times}: {message}", tenths / 10, tenths % 10);
         clipped(&line, MAX_LINE_BYTES)
     };
     entries.iter().zip(redactor.redact_all(messages)).map(line).collect()

@@ -15,6 +15,7 @@ pub mod install;
 pub mod journal;
 pub mod logging;
 pub mod os;
+pub mod rauc;
 pub mod redact;
 pub mod request;
 pub mod store;

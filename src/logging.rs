@@ -16,6 +16,9 @@ use crate::config::Level;
 /// The daemon's name in the journal, as the trial guard's.
 pub const IDENTIFIER: &str = "twinbootd";
 
+/// Before the names of our fields in the journal: `error` is `TWINBOOT_ERROR` there.
+pub const FIELD_PREFIX: &str = "TWINBOOT";
+
 /// Starts logging for the whole process: with fields to the journal if systemd connected our
 /// error output to it, else as lines to the error output, coloured on a terminal. Libraries log
 /// from warnings up only, whatever `level` says: their details can hold URLs with secrets.
@@ -30,7 +33,7 @@ pub fn start(level: Level) -> Result<(), TryInitError> {
     let journal = if is_journal() { tracing_journald::layer().ok() } else { None };
     let output = match journal {
         Some(journal) => journal
-            .with_field_prefix(Some("TWINBOOT".to_owned()))
+            .with_field_prefix(Some(FIELD_PREFIX.to_owned()))
             .with_syslog_identifier(IDENTIFIER.to_owned())
             .boxed(),
         None => terminal::layer()

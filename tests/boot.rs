@@ -110,7 +110,7 @@ impl Board {
     }
 
     fn open(&self) -> Box<dyn Bootloader> {
-        boot::open(&self.config, &self.slots(), &self.sysroot())
+        boot::open(&self.config, &self.slots(), &config::Rauc::default(), &self.sysroot())
     }
 
     fn give(&self, order: Order) -> Result<(), BootError> {
@@ -490,12 +490,30 @@ mod grub {
     }
 
     #[test]
-    fn a_block_that_is_damaged_or_missing_is_left_alone() {
+    fn a_block_that_has_lost_its_content_is_made_anew() {
+        for bytes in [Vec::new(), vec![0; 1024], vec![0xff; 1024], block("what is this\n")] {
+            let board = board("");
+            board.write("grubenv", &bytes);
+            // The agent starts, and knows that the loader would find nothing.
+            assert_eq!(board.facts().next, None);
+            for order in [Retire(B), Confirm, TryNext(B), CancelTry(B)] {
+                board.write("grubenv", &bytes);
+                board.give(order).unwrap();
+                let made = fs::read(board.path("grubenv")).unwrap();
+                assert_eq!(made.len(), 1024);
+                let tried = matches!(order, TryNext(_));
+                assert_eq!(value(&made, "ORDER").unwrap(), if tried { "B A" } else { "A B" });
+                assert_eq!(value(&made, "A_OK").unwrap(), "1", "the running slot boots");
+                assert_eq!(value(&made, "B_OK").unwrap(), if tried { "1" } else { "0" });
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_block_or_is_missing_is_left_alone() {
         for (bytes, complaint) in [
-            (b"".to_vec(), "has 0 bytes, but an environment block has 1024"),
-            (block("")[..512].to_vec(), "has 512 bytes"),
-            (vec![0; 1024], "does not begin with"),
-            (block("what is this\n"), "\"what is this\" is not NAME=value"),
+            (block("")[..512].to_vec(), "has 512 bytes, but an environment block has 1024"),
+            ([block(""), b"#".to_vec()].concat(), "has more than 1024 bytes"),
             (block(&format!("x={}\n", "y".repeat(980))), "remove variables"),
         ] {
             let board = board("");

@@ -127,7 +127,8 @@ impl Rig {
         is_enough: impl Fn(&[FetchEvent]) -> bool,
     ) -> Outcome {
         let config = self.config(settings);
-        let installer = counted(installer(&config.install, &config.slots), &self.written);
+        let installer =
+            counted(installer(&config.install, &config.slots, &config.rauc), &self.written);
         let fetcher = Fetcher::new(&config, installer, "test/1");
         let (events, mut told) = mpsc::channel(64);
         let (progress, seen) = watch::channel(Progress::default());
@@ -169,7 +170,11 @@ impl Rig {
 
     async fn verify(&self, written: Written) -> Result<(), Failure> {
         let config = self.config(["", "", ""]);
-        let fetcher = Fetcher::new(&config, installer(&config.install, &config.slots), "test/1");
+        let fetcher = Fetcher::new(
+            &config,
+            installer(&config.install, &config.slots, &config.rauc),
+            "test/1",
+        );
         let (events, _told) = mpsc::channel(64);
         let progress = watch::channel(Progress::default()).0;
         let cancel = CancellationToken::new();

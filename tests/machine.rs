@@ -1247,13 +1247,15 @@ fn boot(name: &str) -> BootId {
 
 #[test]
 fn the_journal_of_the_boot_that_failed_is_wanted() {
-    let unknown = |others: &[&str]| FailedBoot::Unknown {
-        after: boot("boot 1"),
+    let unknown = |after, others: &[&str]| FailedBoot::Unknown {
+        after: boot(after),
         others: others.iter().map(|name| boot(name)).collect(),
     };
     for (scene_name, failed) in [
         // The new system never got as far as the agent.
-        ("restarting", unknown(&["boot 3"])),
+        ("restarting", unknown("boot 1", &["boot 3"])),
+        // It got there once, and was restarted cleanly.
+        ("stopped", unknown("boot 2", &["boot 3"])),
         ("on trial", FailedBoot::Known(boot("boot 2"))),
         ("confirming", FailedBoot::Known(boot("boot 2"))),
         ("going back", FailedBoot::Known(boot("boot 2"))),

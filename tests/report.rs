@@ -457,6 +457,7 @@ fn our_own_section_tells_how_far_it_is() {
         total_bytes,
         written_bytes: 7,
         read_back_bytes: 50,
+        installed_percent: None,
     };
     for (state, progress, percent) in [
         (fetching(true), progress(1, Some(3)), json!(33)),
@@ -836,6 +837,7 @@ proptest! {
             total_bytes,
             written_bytes: numbers[1],
             read_back_bytes: numbers[2],
+            installed_percent: None,
         };
         let document = Value::Object(report(&saved, &progress, &device));
         check_twin_rules(&document, 0, "reported");
@@ -933,6 +935,75 @@ fn what_would_change_the_meaning_is_not_passed_over() {
     let mut value = whole;
     value.as_object_mut().unwrap().remove("slots");
     assert!(serde_json::from_value::<Saved>(value).is_err(), "without slots");
+}
+
+/// An update brings a newer agent, which finds what the older one saved.
+#[test]
+fn what_an_older_agent_saved_in_a_switch_or_a_trial_is_understood() {
+    let run = json!({
+        "id": "r1", "source": { "otherSlot": { "version": null } }, "origin": "method", "from": "A",
+        "times": {}, "starts": 1,
+    });
+    let switching = json!({ "switching": {
+        "run": run, "ordered_in": "b1", "attempt": 1, "armed": true,
+    } });
+    let trial = json!({ "trial": {
+        "run": run, "starts": 2, "boot": "b2", "began_s": 9, "healthy": false,
+    } });
+    let run = || Run {
+        id: RunId("r1".into()),
+        source: Source::OtherSlot { version: None },
+        origin: Origin::Method,
+        from: Slot::A,
+        times: Times::default(),
+        starts: 1,
+        passage: Passage { hub_before: None, armed_again: 0, clean_stops: 0 },
+    };
+    let ordered_in = BootId("b1".into());
+    let state = State::Switching { run: run(), ordered_in, attempt: 1, armed: true, left: false };
+    assert_eq!(serde_json::from_value::<State>(switching).unwrap(), state);
+    let state = State::Trial {
+        run: run(),
+        starts: 2,
+        boot: BootId("b2".into()),
+        began_s: 9,
+        healthy: false,
+        stopped: false,
+        outage: None,
+    };
+    assert_eq!(serde_json::from_value::<State>(trial).unwrap(), state);
+}
+
+#[test]
+fn our_own_section_tells_what_keeps_an_update_and_what_it_met() {
+    let update = |state: State| show(&saved(state), &device())["twinboot"]["update"].clone();
+    let waiting = |lasts, has_passed| {
+        let mut state = trial();
+        if let State::Trial { outage, healthy, .. } = &mut state {
+            *outage = Some(Outage { what: "eth0 has no carrier".into(), seen_s: 9, lasts });
+            *healthy = has_passed;
+        }
+        update(state)
+    };
+    assert_eq!(waiting(true, false)["waitsFor"], "eth0 has no carrier");
+    assert_eq!(waiting(false, false)["waitsFor"], Value::Null, "it is over");
+    assert_eq!(waiting(true, true)["waitsFor"], Value::Null, "it waits for nothing more");
+
+    let mut again = switching(true);
+    if let State::Switching { run, attempt, .. } = &mut again {
+        (run.passage.armed_again, *attempt) = (1, 2);
+    }
+    let told = "armed again, 2 of 3: the machine restarted without trying slot B";
+    let shown = update(again);
+    assert_eq!((&shown["reason"], &shown["armedAgain"]), (&json!(told), &json!(1)));
+    let shown = update(switching(true));
+    assert_eq!((&shown["reason"], &shown["armedAgain"]), (&Value::Null, &Value::Null));
+
+    let mut over = success();
+    let run = over.last.as_mut().and_then(|last| last.run.as_mut()).unwrap();
+    run.passage.armed_again = 2;
+    let shown = show(&over, &updated_device());
+    assert_eq!(shown["twinboot"]["lastUpdate"]["armedAgain"], 2);
 }
 
 fn objects(value: &Value, path: String, found: &mut Vec<String>) {

@@ -308,7 +308,7 @@ async fn a_report_that_has_no_room_goes_without_the_less_important() {
     assert_eq!(began.elapsed(), Duration::ZERO, "no time is lost on the way");
     assert_eq!((&held["twinboot"], &held["iothubDM"]), (&fits["twinboot"], &fits["iothubDM"]));
     rig.acknowledged(1).await;
-    let status = rig.status_with("it goes without: notices").await;
+    let status = rig.status_with("it goes without: the failed boot's journal, notices").await;
     assert!(status.text.contains("(400: the twin is too large)"), "{}", status.text);
 
     // From here on small at once, and smaller still if it must be: what is told no more is deleted.

@@ -15,8 +15,10 @@ packages=(
     mmdebstrap e2fsprogs zstd xz-utils gzip
     # The demo, the tests and the bench: slots on loop devices, an HTTPS server, what we compare to.
     nginx curl openssl mount util-linux iproute2 procps
-    # The checks: the units are read by systemd's own parser.
-    systemd
+    # The tests of RAUC: its service on a bus of its own, bundles, GRUB's environment block.
+    rauc rauc-service dbus squashfs-tools grub-common
+    # The checks: the units are read by systemd's own parser. The tests: journals of failed boots.
+    systemd systemd-journal-remote
     # Microsoft's SDKs.
     python3 python3-venv
 )
@@ -29,10 +31,10 @@ for set in "$@"; do
         packages+=(qemu-system-x86 qemu-system-common qemu-system-data seabios qemu-utils
             python3 gdisk mtools dosfstools squashfs-tools cpio kmod socat grub-common grub-pc-bin)
         ;;
-    # The machine, programs of another architecture while its images are made, and U-Boot.
+    # The machine, programs of another architecture while its images are made, U-Boot and its tools.
     vm-arm64)
         packages+=(qemu-system-arm qemu-user-static arch-test u-boot-qemu u-boot-tools
-            device-tree-compiler)
+            libubootenv-tool device-tree-compiler)
         ;;
     *)
         echo "setup: there is no set \"$set\"; there are: arm64, vm, vm-arm64" >&2

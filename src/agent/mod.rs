@@ -48,6 +48,10 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Between two signs of life to the supervisor.
 const ALIVE: Duration = Duration::from_secs(5);
 
+/// The longest that a blocking call may keep the loop: the bootloader's program with its longest
+/// limit, several times over. What takes longer is stuck, in a disk that does not answer any more.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+
 /// A hub session that was lost this short a time ago is being renewed, or will be back in a moment.
 const HUB_GRACE: Duration = Duration::from_secs(60);
 
@@ -303,7 +307,12 @@ impl Agent {
         if !matters {
             return Ok(());
         }
-        let Some(stop) = self.restarter.stopping().await else { return Ok(()) };
+        let stop = self.restarter.stopping().await.unwrap_or_else(|problem| {
+            warn!(problem, "it is not known whether the machine goes down");
+            // It does at least if that was just ordered.
+            self.restarting.is_some().then_some(Stop::Restart)
+        });
+        let Some(stop) = stop else { return Ok(()) };
         info!(?stop, "the machine goes down");
         self.handle(Event::MachineStops { restarts: stop == Stop::Restart }, None).await
     }
@@ -357,6 +366,7 @@ impl Agent {
             }
             let phase = Phase::of(&self.saved.state);
             let home = self.saved.home;
+            let needed_image = needs_image(&self.saved.state) || event == Event::Started;
             let (next, orders) = step(self.saved.clone(), event.clone(), &self.facts());
             if next != self.saved
                 && let Err(error) = self.save(next, &event).await?
@@ -375,6 +385,9 @@ impl Agent {
                 }
             }
             self.end_watch_if_pointless();
+            if needed_image && !needs_image(&self.saved.state) {
+                self.patiently(self.images.release()).await;
+            }
             let settled = self.saved.state == State::Idle
                 && (phase != Phase::Idle || home != self.saved.home);
             if settled
@@ -395,6 +408,11 @@ impl Agent {
         let event = match request.command {
             Command::Status => {
                 let _ = request.reply.send(self.status());
+                return Ok(());
+            }
+            Command::Cancel if self.too_late_to_cancel().is_some() => {
+                let why = self.too_late_to_cancel().unwrap_or_default();
+                let _ = request.reply.send(Answer::refused(409, "tooLate", why));
                 return Ok(());
             }
             Command::Install(job, origin) => Event::Requested { id: run_id(), job, origin },
@@ -430,6 +448,13 @@ impl Agent {
         }
     }
 
+    /// Why the work under way goes on although somebody takes the update back.
+    fn too_late_to_cancel(&self) -> Option<&'static str> {
+        self.images
+            .uninterruptible()
+            .filter(|_| matches!(self.saved.state, State::Verifying { .. }))
+    }
+
     /// A confirmation that comes late must not undo a switch or a way back that was ordered since.
     fn may_confirm(&self) -> bool {
         match &self.saved.state {
@@ -440,15 +465,21 @@ impl Agent {
         }
     }
 
-    /// Waits for a blocking call of known length without looking dead to the supervisor.
+    /// Waits for a blocking call without looking dead to the supervisor, for as long as such a call
+    /// may take.
     async fn patiently<T>(&self, call: impl Future<Output = T>) -> T {
         tokio::pin!(call);
+        let began = Instant::now();
         loop {
             // Cancel-safe: `call` is pinned outside the loop.
             tokio::select! {
                 biased;
                 result = &mut call => return result,
-                () = tokio::time::sleep(ALIVE) => self.supervisor.alive(),
+                () = tokio::time::sleep(ALIVE) => {
+                    if began.elapsed() <= PATIENCE {
+                        self.supervisor.alive();
+                    }
+                }
             }
         }
     }
@@ -497,6 +528,11 @@ enum Input {
     RetrySave,
     RetryConfirm,
     Progress,
+}
+
+/// Whether what was fetched may be needed once more.
+fn needs_image(state: &State) -> bool {
+    matches!(state, State::Fetching { .. } | State::Verifying { .. })
 }
 
 async fn at(moment: Option<Instant>) {

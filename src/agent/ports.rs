@@ -40,7 +40,8 @@ pub trait Images: Send + Sync {
         channels: JobChannels,
     ) -> BoxFuture<'static, Result<Written, Failure>>;
 
-    /// Reads `slot` back from the medium and compares it with what was written.
+    /// Brings what was fetched into `slot` where that is a step of its own, reads `slot` back from
+    /// the medium and compares it with what was written.
     ///
     /// # Errors
     /// The slot does not hold the image, or could not be read.
@@ -50,6 +51,16 @@ pub trait Images: Send + Sync {
         slot: Slot,
         channels: JobChannels,
     ) -> BoxFuture<'static, Result<(), Failure>>;
+
+    /// Forgets what is kept of a fetched image: no update needs it any more.
+    fn release(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Why [`Images::verify`] cannot be called off, in words for people, if that is so.
+    fn uninterruptible(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Local checks of the running system.
@@ -85,7 +96,10 @@ pub trait Restarter: Send + Sync {
     fn restart(&self, argument: Option<&'static str>) -> BoxFuture<'static, Result<(), String>>;
     /// Whether the machine goes down cleanly just now, whoever ordered it. Quick, because systemd
     /// waits meanwhile.
-    fn stopping(&self) -> BoxFuture<'static, Option<Stop>>;
+    ///
+    /// # Errors
+    /// Nobody can tell; the text says why.
+    fn stopping(&self) -> BoxFuture<'static, Result<Option<Stop>, String>>;
     /// Has the restart that is under way carry the bootloader's one-shot argument.
     ///
     /// # Errors

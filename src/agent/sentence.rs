@@ -19,6 +19,9 @@ pub fn sentence(saved: &Saved, progress: &Progress) -> String {
         State::Fetching { run, .. } => {
             format!("fetching {} into slot {}{percent}", what(run), run.target())
         }
+        State::Verifying { run, .. } if progress.installed_percent.is_some() => {
+            format!("installing {} into slot {}{percent}", what(run), run.target())
+        }
         State::Verifying { run, .. } => {
             format!("reading {} back from slot {}{percent}", what(run), run.target())
         }

@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_cable_with_a_loose_contact_does_not_wear_the_medium_out() {
         let mut notes = Notes { refresh_s: 300, ..Notes::default() };
-        let flaps = |now_s: u64| (now_s % 10 == 0).then(|| "eth0".to_owned());
+        let flaps = |now_s: u64| now_s.is_multiple_of(10).then(|| "eth0".to_owned());
         let told = (0..3600).step_by(5).filter(|now_s| notes.next(flaps(*now_s), *now_s).is_some());
         assert!(told.count() <= 120);
     }

@@ -7,13 +7,17 @@
 //!
 //! The block is a file of 1024 bytes that GRUB itself changes in place. So does this code, with
 //! one write: `grub-editenv` truncates the file first, and a power cut then leaves no variables at
-//! all. Our variables come first in the block and never change their length: they share one
+//! all. A block that has lost its content like that, or to a bad medium, is made anew by the next
+//! order: until then the boot script goes on by its spare one, and the agent must not stay away from
+//! the hub because of it. Our variables come first in the block and never change their length: they share one
 //! sector of 512 bytes, which the medium writes as a whole, and the others never move.
 
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+
+use tracing::warn;
 
 use super::{BootError, BootFacts, Bootloader, running};
 use crate::config;
@@ -52,7 +56,16 @@ impl Grub {
             // One byte more than there may be is enough to notice.
             .and_then(|file| file.take(1025).read_to_end(&mut bytes))
             .map_err(|source| self.failed("read", source))?;
-        Block::parse(&bytes).map_err(|problem| self.invalid(problem))
+        match Block::parse(&bytes) {
+            // By its length it is a block, or one that was truncated, and no other file that somebody
+            // named by mistake.
+            Err(problem) if bytes.is_empty() || bytes.len() == BLOCK_BYTES => {
+                let file = self.file.display();
+                warn!(%file, problem, "the environment block is lost and will be made anew");
+                Ok(Block(Vec::new()))
+            }
+            result => result.map_err(|problem| self.invalid(problem)),
+        }
     }
 
     /// Sets the variables that are not set yet, all with one write, and reads back.

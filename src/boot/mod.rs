@@ -2,6 +2,8 @@
 
 mod custom;
 mod grub;
+mod mark_good;
+mod rauc;
 pub mod running;
 mod tryboot;
 mod uboot;
@@ -10,11 +12,14 @@ use std::path::PathBuf;
 
 pub use custom::Custom;
 pub use grub::Grub;
+pub use mark_good::rival;
+pub use rauc::RaucBoot;
 pub use tryboot::Tryboot;
 pub use uboot::Uboot;
 
 use crate::config::{self, BootKind};
 use crate::os::{FileError, Sysroot};
+use crate::rauc::RaucError;
 use crate::update::Slot;
 
 /// The bootloader that the configuration names. Nothing is read or run yet.
@@ -22,6 +27,7 @@ use crate::update::Slot;
 pub fn open(
     config: &config::Boot,
     slots: &config::Slots,
+    rauc: &config::Rauc,
     sysroot: &Sysroot,
 ) -> Box<dyn Bootloader> {
     let (slots, sysroot) = (slots.clone(), sysroot.clone());
@@ -30,6 +36,7 @@ pub fn open(
         BootKind::Grub => Box::new(Grub::new(&config.grub, slots, sysroot)),
         BootKind::Tryboot => Box::new(Tryboot::new(&config.tryboot, slots, sysroot)),
         BootKind::Custom => Box::new(Custom::new(&config.custom)),
+        BootKind::Rauc => Box::new(RaucBoot::new(rauc, slots, sysroot)),
     }
 }
 
@@ -136,6 +143,9 @@ pub enum BootError {
         /// What is there.
         found: String,
     },
+    /// RAUC's service did not do its part.
+    #[error(transparent)]
+    Rauc(#[from] RaucError),
     /// Neither the kernel command line nor the mounted root is one of the slots.
     #[error("cannot tell which slot runs: {problem}")]
     UnknownSlot {

@@ -30,6 +30,8 @@ pub struct Config {
     pub install: Install,
     /// How the next boot is chosen.
     pub boot: Boot,
+    /// RAUC's service.
+    pub rauc: Rauc,
     /// What a new slot must pass.
     pub health: Health,
     /// How the machine is restarted.
@@ -100,6 +102,7 @@ impl Config {
             update: section(&sections, "update"),
             slots: section(&sections, "slots"),
             boot: section(&sections, "boot"),
+            rauc: section(&sections, "rauc"),
             restart: section(&sections, "restart"),
             state: section(&sections, "state"),
             ..Config::default()

@@ -244,7 +244,8 @@ pub struct Install {
     pub kind: InstallKind,
     /// For `command`: the program and its arguments.
     pub command: Vec<String>,
-    /// For `command`: how long the program may take nothing, or not end after the last byte.
+    /// For `command`: how long the program may take nothing, or not end after the last byte; for
+    /// `rauc`: how long RAUC may tell no progress.
     pub stall_limit_s: Seconds<1, 86_400>,
     /// How much is written between two points from which a cut update goes on, in MiB.
     pub checkpoint_mib: Whole<1, 4096>,
@@ -269,6 +270,8 @@ pub enum InstallKind {
     Block,
     /// Hands the stream to an outside program.
     Command,
+    /// Hands a bundle to RAUC's service.
+    Rauc,
 }
 
 /// How the next boot is chosen.
@@ -300,6 +303,8 @@ pub enum BootKind {
     Tryboot,
     /// An outside program.
     Custom,
+    /// RAUC's service, with whatever boot loader it knows.
+    Rauc,
 }
 
 /// U-Boot's environment tools.
@@ -373,6 +378,34 @@ pub struct Custom {
 impl Default for Custom {
     fn default() -> Self {
         Custom { command: Vec::new(), limit_s: Seconds::of(30) }
+    }
+}
+
+/// RAUC's service, for `install.kind` and `boot.kind` `rauc`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rauc {
+    /// Socket of the D-Bus that the service is on.
+    pub bus: PathBuf,
+    /// RAUC's name for slot A, if it has another boot name than `A`.
+    pub slot_a: Option<String>,
+    /// RAUC's name for slot B, if it has another boot name than `B`.
+    pub slot_b: Option<String>,
+    /// Where a bundle is kept until it is installed, on a partition that survives updates.
+    pub bundle_file: PathBuf,
+    /// Read slots of RAUC's type `raw` back and compare them with the manifest.
+    pub read_back: bool,
+}
+
+impl Default for Rauc {
+    fn default() -> Self {
+        Rauc {
+            bus: "/run/dbus/system_bus_socket".into(),
+            slot_a: None,
+            slot_b: None,
+            bundle_file: "/var/lib/twinboot/update.raucb".into(),
+            read_back: true,
+        }
     }
 }
 

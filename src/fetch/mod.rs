@@ -28,7 +28,7 @@ use self::pipeline::{Feed, Identity, Plan, cancelled};
 use self::transfer::{Stop, Transfer};
 use crate::agent::{Images, JobChannels};
 use crate::config;
-use crate::install::SharedInstaller;
+use crate::install::{InstallError, SharedInstaller};
 use crate::logging::chain;
 use crate::update::{Checkpoint, Digest, Failure, FailureKind, ImageUrl, Job, Slot, Written};
 
@@ -55,6 +55,9 @@ struct Shared {
     allow_missing_digest: bool,
     user_agent: String,
     installer: SharedInstaller,
+    /// What the installer keeps of an image until it is in its slot.
+    kept: Option<PathBuf>,
+    uninterruptible: Option<&'static str>,
 }
 
 impl Fetcher {
@@ -62,6 +65,10 @@ impl Fetcher {
     /// are taken without a restart; [`Fetcher::check`] tells beforehand whether they are good.
     #[must_use]
     pub fn new(config: &config::Config, installer: SharedInstaller, user_agent: &str) -> Self {
+        let (kept, uninterruptible) = {
+            let installer = installer.lock().unwrap_or_else(PoisonError::into_inner);
+            (installer.kept(), installer.uninterruptible())
+        };
         Fetcher {
             shared: Arc::new(Shared {
                 settings: config.fetch.clone(),
@@ -69,6 +76,8 @@ impl Fetcher {
                 allow_missing_digest: config.update.allow_missing_digest,
                 user_agent: user_agent.to_owned(),
                 installer,
+                kept,
+                uninterruptible,
             }),
         }
     }
@@ -105,17 +114,24 @@ impl Images for Fetcher {
     ) -> BoxFuture<'static, Result<(), Failure>> {
         let installer = Arc::clone(&self.shared.installer);
         let read = spawn_blocking(move || {
+            let mut installer = installer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut installed = |percent| {
+                let percent = Some(u64::from(percent));
+                channels.progress.send_modify(|progress| progress.installed_percent = percent);
+                !channels.cancel.is_cancelled()
+            };
+            installer.apply(slot, &written, &mut installed)?;
             let mut progress = |read_back_bytes| {
                 channels
                     .progress
                     .send_modify(|progress| progress.read_back_bytes = read_back_bytes);
                 !channels.cancel.is_cancelled()
             };
-            let mut installer = installer.lock().unwrap_or_else(PoisonError::into_inner);
-            installer.digest(slot, written.image_bytes, &mut progress)
+            let found = installer.digest(slot, written.image_bytes, &mut progress)?;
+            Ok::<_, InstallError>((found, written))
         });
         Box::pin(async move {
-            let found = read.await.map_err(|_| {
+            let (found, written) = read.await.map_err(|_| {
                 let detail =
                     format!("reading slot {slot} back was lost; see the log and try again");
                 Failure::new(FailureKind::SlotIo, detail)
@@ -133,6 +149,25 @@ impl Images for Fetcher {
                 _ => Ok(()),
             }
         })
+    }
+
+    fn release(&self) -> BoxFuture<'static, ()> {
+        let Some(kept) = self.shared.kept.clone() else {
+            return Box::pin(std::future::ready(()));
+        };
+        let remove = spawn_blocking(move || match std::fs::remove_file(&kept) {
+            Ok(()) => tracing::debug!(file = %kept.display(), "removed"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(file = %kept.display(), %error, "cannot remove an old bundle");
+            }
+        });
+        // A thread that was lost has removed nothing; the next start tries again.
+        Box::pin(async { drop(remove.await) })
+    }
+
+    fn uninterruptible(&self) -> Option<&'static str> {
+        self.shared.uninterruptible
     }
 }
 

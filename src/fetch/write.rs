@@ -114,6 +114,7 @@ impl Writer {
             );
             return Err(Failure::new(FailureKind::TooLarge, detail));
         }
+        installer.prepare(self.plan.slot, image_bytes)?;
         Ok(installer.begin(self.plan.slot)?)
     }
 

@@ -71,7 +71,7 @@ impl Installer for BlockInstaller {
 }
 
 /// SHA-256 of the first `size_bytes` of `device`, from the medium. Reading and hashing overlap.
-fn read_back(
+pub(super) fn read_back(
     device: &Path,
     size_bytes: u64,
     progress: &mut dyn FnMut(u64) -> bool,

@@ -4,24 +4,32 @@
 mod block;
 mod command;
 mod medium;
+mod rauc;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 pub use self::block::BlockInstaller;
 pub use self::command::CommandInstaller;
+pub use self::rauc::RaucInstaller;
 use crate::config::{self, InstallKind};
-use crate::update::{Digest, Failure, FailureKind, Slot};
+use crate::rauc::RaucError;
+use crate::update::{Digest, Failure, FailureKind, Slot, Written};
 
 /// An installer that the fetcher and the agent take turns to call.
 pub type SharedInstaller = Arc<Mutex<dyn Installer>>;
 
 /// The installer that the configuration asks for.
 #[must_use]
-pub fn installer(install: &config::Install, slots: &config::Slots) -> SharedInstaller {
+pub fn installer(
+    install: &config::Install,
+    slots: &config::Slots,
+    rauc: &config::Rauc,
+) -> SharedInstaller {
     match install.kind {
         InstallKind::Block => Arc::new(Mutex::new(BlockInstaller::new(slots))),
         InstallKind::Command => Arc::new(Mutex::new(CommandInstaller::new(install, slots))),
+        InstallKind::Rauc => Arc::new(Mutex::new(RaucInstaller::new(install, slots, rauc))),
     }
 }
 
@@ -40,6 +48,16 @@ pub trait Installer: Send {
     /// # Errors
     /// The slot cannot be opened.
     fn capacity(&mut self, slot: Slot) -> Result<Option<u64>, InstallError>;
+
+    /// Told before [`Installer::begin`]: an image of at least `image_bytes`, where that is known, is
+    /// to go into `slot`.
+    ///
+    /// # Errors
+    /// It cannot; nothing was written.
+    fn prepare(&mut self, slot: Slot, image_bytes: Option<u64>) -> Result<(), InstallError> {
+        let _ = (slot, image_bytes);
+        Ok(())
+    }
 
     /// Opens `slot` for a new image. Until [`ImageSink::finish`], its content is undefined.
     ///
@@ -60,6 +78,33 @@ pub trait Installer: Send {
         digest: Digest,
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Option<Box<dyn ImageSink>>, InstallError>;
+
+    /// Brings into `slot` what the finished sink has taken, where that is a step of its own: for a
+    /// bundle that is kept until a service installs it. May be called twice. `progress` is told per
+    /// cent and answers whether the slot is still wanted.
+    ///
+    /// # Errors
+    /// The slot's content is undefined.
+    fn apply(
+        &mut self,
+        slot: Slot,
+        written: &Written,
+        progress: &mut dyn FnMut(u8) -> bool,
+    ) -> Result<(), InstallError> {
+        let _ = (slot, written, progress);
+        Ok(())
+    }
+
+    /// The file that keeps what came until [`Installer::apply`] is done; to be removed when no
+    /// update needs it any more.
+    fn kept(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Why [`Installer::apply`] cannot be called off, in words for people, if that is so.
+    fn uninterruptible(&self) -> Option<&'static str> {
+        None
+    }
 
     /// SHA-256 of the first `size_bytes` of `slot` as the medium gives them back, past every
     /// cache; `None` if only an outside program could tell, which then has answered for it.
@@ -169,6 +214,39 @@ pub enum InstallError {
         /// Exit code and last words, or why it did not run.
         message: String,
     },
+    /// The bundle could not be kept or read.
+    #[error("cannot {what} the bundle {}", path.display())]
+    Bundle {
+        /// What was tried.
+        what: &'static str,
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no room for the bundle.
+    #[error("the bundle has {bundle_bytes} bytes, and there is room for {free_bytes} at {}", path.display())]
+    NoRoom {
+        /// Where it was to be kept.
+        path: PathBuf,
+        /// Its length.
+        bundle_bytes: u64,
+        /// What it may have.
+        free_bytes: u64,
+    },
+    /// A device or a file does not hold what was written.
+    #[error("{} reads back as {found} although {expected} was written", device.display())]
+    Differs {
+        /// The device or file.
+        device: PathBuf,
+        /// What it holds.
+        found: Digest,
+        /// What it should hold.
+        expected: Digest,
+    },
+    /// RAUC's service did not do its part; says what to do by itself.
+    #[error(transparent)]
+    Rauc(#[from] RaucError),
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -184,11 +262,22 @@ impl From<InstallError> for Failure {
             InstallError::Full { .. } => "build a smaller image",
             InstallError::InUse { .. } => "unmount it, or correct slots.*.device",
             InstallError::Command { .. } => "see the installer's own log",
+            InstallError::Bundle { .. } => "check the partition of rauc.bundle_file",
+            InstallError::NoRoom { .. } => {
+                "make room on that partition, or name another one in rauc.bundle_file"
+            }
+            InstallError::Differs { .. } => "its medium does not keep what it is given, replace it",
+            InstallError::Rauc(error) => {
+                return Failure::new(FailureKind::Installer, error.to_string());
+            }
             InstallError::Interrupted => "ask for the update again",
         };
         let kind = match &error {
             InstallError::Full { .. } => FailureKind::TooLarge,
-            InstallError::Command { .. } => FailureKind::Installer,
+            InstallError::Command { .. }
+            | InstallError::Bundle { .. }
+            | InstallError::NoRoom { .. } => FailureKind::Installer,
+            InstallError::Differs { .. } => FailureKind::ReadBack,
             InstallError::Interrupted => FailureKind::Cancelled,
             _ => FailureKind::SlotIo,
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::file::{FileError, replace_file};
 use super::machine::Sysroot;
-use super::tool::{Finished, Tool};
+use super::tool::{Tool, ToolError};
 
 /// systemd answers at once; it waits for this process while it does not.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
@@ -28,15 +28,16 @@ pub enum Shutdown {
     Other,
 }
 
-/// The shutdown that is under way, as the program `systemctl` tells it; `None` if there is none, or
-/// if it cannot be asked.
-#[must_use]
-pub fn shutdown(systemctl: &Path) -> Option<Shutdown> {
+/// The shutdown that is under way, as the program `systemctl` tells it, if there is one.
+///
+/// # Errors
+/// It cannot be asked.
+pub fn shutdown(systemctl: &Path) -> Result<Option<Shutdown>, ToolError> {
     // By name: a shutdown has some hundred jobs.
     let words = ["list-jobs", "--no-legend", "--no-pager", SHUTDOWN, RESTART];
     let tool = Tool::new(systemctl, ASK_LIMIT).arguments(words);
-    let finished = tool.run().and_then(Finished::succeeded).ok()?;
-    shutdown_in(&finished.stdout.to_string())
+    let finished = tool.run()?.succeeded()?;
+    Ok(shutdown_in(&finished.stdout.to_string()))
 }
 
 /// Lines of number, unit, kind and state.

@@ -57,6 +57,10 @@ impl FailedBoot {
             State::Switching { ordered_in, .. } => {
                 Some(FailedBoot::Unknown { after: ordered_in.clone(), others: Vec::new() })
             }
+            // It was left cleanly, to come back: what failed is the boot after it.
+            State::Trial { boot: after, stopped: true, .. } => {
+                Some(FailedBoot::Unknown { after: after.clone(), others: Vec::new() })
+            }
             State::Trial { boot, .. } => Some(FailedBoot::Known(boot.clone())),
             State::RollingBack { ordered_in, .. } => Some(FailedBoot::Known(ordered_in.clone())),
             State::Idle | State::Fetching { .. } | State::Verifying { .. } => None,

@@ -59,6 +59,9 @@ pub struct Progress {
     pub written_bytes: u64,
     /// Bytes of the image read back.
     pub read_back_bytes: u64,
+    /// Per cent of the work of a service that brings the image into the slot; `None` where that is
+    /// no step of its own.
+    pub installed_percent: Option<u64>,
 }
 
 /// The phases of our own section.
@@ -72,7 +75,8 @@ pub enum Phase {
     Downloading,
     /// The slot is read back.
     Verifying,
-    /// The bootloader is being told.
+    /// The bootloader is being told. While a service brings the image into the slot, our own
+    /// section shows this, too.
     Applying,
     /// The restart into the new slot is ordered.
     Rebooting,
@@ -117,6 +121,9 @@ impl Phase {
     #[must_use]
     pub fn percent(self, state: &State, progress: &Progress) -> Option<u64> {
         let (done, all) = match (self, state) {
+            (Phase::Verifying, _) if progress.installed_percent.is_some() => {
+                (progress.installed_percent?, 100)
+            }
             (Phase::Waiting | Phase::Downloading, _) => {
                 (progress.fetched_bytes, progress.total_bytes?)
             }
@@ -320,7 +327,8 @@ fn update(saved: &Saved, progress: &Progress) -> Value {
     let Some(run) = saved.state.run() else { return json!({ "phase": phase.name() }) };
     let mut fields = run_fields(run);
     let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
-    put("phase", json!(phase.name()));
+    let is_installing = phase == Phase::Verifying && progress.installed_percent.is_some();
+    put("phase", json!(if is_installing { Phase::Applying } else { phase }.name()));
     put("percent", json!(phase.percent(&saved.state, progress)));
     match &saved.state {
         State::Fetching { attempt, .. } => {

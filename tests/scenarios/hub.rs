@@ -166,7 +166,7 @@ async fn everything_goes_over_a_websocket_too() {
 }
 
 /// Reports `value` under `other`, as another program of the device may do.
-async fn fill_twin(hub: &Hub, value: Value) {
+pub async fn fill_twin(hub: &Hub, value: Value) {
     let resource = format!("{}/devices/{DEVICE}", hub.hub_name());
     let connection = hub.device_connection_string(DEVICE).unwrap();
     let key = connection.split_once("SharedAccessKey=").unwrap().1;
@@ -192,7 +192,7 @@ async fn fill_twin(hub: &Hub, value: Value) {
 }
 
 /// So many texts of so many bytes.
-fn ballast(count: usize, bytes: usize) -> Value {
+pub fn ballast(count: usize, bytes: usize) -> Value {
     Value::Object((0..count).map(|at| (format!("t{at}"), json!("x".repeat(bytes)))).collect())
 }
 

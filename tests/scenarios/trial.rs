@@ -330,16 +330,21 @@ async fn a_restart_by_somebody_else_carries_the_flag() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_was_tried_with_the_flag_is_not_tried_again() {
-    let mut world = World::new().await;
-    world.machine.use_tryboot().unwrap();
-    let id = world.about_to_try().await;
-    world.machine.sigterm_in_shutdown().await.unwrap();
-    // The firmware tried slot B, and its kernel gave up.
-    assert_eq!(world.machine.power_cut().unwrap().slot, 'A');
-    let last = world.last_of(&id).await;
-    assert_ended(&last, "rolledBack", Some("fellBack"));
-    assert_eq!(last["armedAgain"], Value::Null);
-    world.assert_at_home();
+    for systemd in [true, false] {
+        let mut world = World::new().await;
+        world.machine.use_tryboot().unwrap();
+        if !systemd {
+            world.machine.set("health.systemctl", "/no/such/program");
+        }
+        let id = world.about_to_try().await;
+        world.machine.sigterm_in_shutdown().await.unwrap();
+        // The firmware tried slot B, and its kernel gave up.
+        assert_eq!(world.machine.power_cut().unwrap().slot, 'A');
+        let last = world.last_of(&id).await;
+        assert_ended(&last, "rolledBack", Some("fellBack"));
+        assert_eq!(last["armedAgain"], Value::Null);
+        world.assert_at_home();
+    }
 }
 
 // The bootloader -----------------------------------------------------------------------------------

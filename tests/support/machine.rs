@@ -117,7 +117,7 @@ impl Machine {
     /// A file, a device or a pipe could not be made.
     pub fn build(plan: &Plan<'_>) -> io::Result<Self> {
         let folder = plan.folder.canonicalize()?;
-        for name in ["state", "run", "health.d", "sysroot", "bin"] {
+        for name in ["state", "run", "health.d", "sysroot", "bin", "journal"] {
             fs::create_dir_all(folder.join(name))?;
         }
         fs::set_permissions(folder.join("state"), Permissions::from_mode(0o700))?;
@@ -322,6 +322,15 @@ impl Machine {
     /// What runs, or ran last.
     pub fn running(&self) -> Option<&Boot> {
         self.running.as_ref()
+    }
+
+    /// The kernel's name for the present boot.
+    ///
+    /// # Errors
+    /// The machine was never switched on.
+    pub fn boot_id(&self) -> io::Result<String> {
+        let path = self.folder.join("sysroot/proc/sys/kernel/random/boot_id");
+        Ok(fs::read_to_string(path)?.trim().to_owned())
     }
 
     /// Slot `A` or `B`.
@@ -740,6 +749,7 @@ fn defaults(folder: &Path, slots: &[Slot; 2]) -> toml::Table {
         ("hub.refused_retry_s", 2.into()),
         ("report.progress_interval_s", 1.into()),
         ("report.progress_step_percent", 1.into()),
+        ("report.journal_directory", path("journal")),
         ("update.trial_limit_s", 60.into()),
         ("fetch.retry_min_s", 1.into()),
         ("fetch.retry_max_s", 2.into()),

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 
 #[path = "images.rs"]
 pub mod images;
+#[path = "journal.rs"]
+pub mod journal;
 #[path = "machine.rs"]
 pub mod machine;
 #[path = "mounted.rs"]

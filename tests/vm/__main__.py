@@ -24,7 +24,7 @@ CUTS = Path(__file__).parent / "cuts"
 # What the sets run: a board, and its stories in this order on one machine.
 CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
 SHORT = {
-    "grub": ["good", *stories.BAD],
+    "grub": ["good", "environment-lost", *stories.BAD],
     "uboot": ["good", "kernel-missing", "panic-at-boot"],
     "tryboot": ["good", "health-fails", "flag-lost"],
 }

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ MILESTONES = [
     (re.compile(r"twinbootd\[\d+\]: (.*)"), "device", r"\1"),
 ]
 MARGIN = 22
+COLUMNS = 90
 LOOK_S = 0.2
 
 
@@ -91,7 +93,11 @@ class View:
             if changes and [leaf for leaf, _ in changes] != ["update.percent"]:
                 shown = ", ".join(f"{leaf} = {json.dumps(value).strip(chr(34))}"
                                   for leaf, value in changes if leaf != "update.percent")
-                self.tell("twin", f"{place}: {shown}")
+                first, *more = textwrap.wrap(f"{place}: {shown}", COLUMNS, subsequent_indent="  ",
+                                             break_long_words=False, break_on_hyphens=False)
+                self.tell("twin", first)
+                for text in more:
+                    self.more(text)
         phase, percent = self.known.get("twinboot.update.phase"), at(patch, "twinboot.update.percent")
         if percent is not None:
             bar = "━" * (percent * 36 // 100)

@@ -30,6 +30,8 @@ INITRD_MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "squashfs",
 SLOT_MODULES = ["virtio_net", "virtio_rng", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
                 "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop"]
 IMAGE_FILES = Path(__file__).parent / "image"
+# What programs start in a tree ends with them, and so does what they mount.
+JAIL = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
 # As it is loaded: the file may be edited while a run goes on.
 _RECIPE = Path(__file__).read_text()
 # What no story needs, taken out last: every byte of an image is decrypted and hashed by an emulated
@@ -45,7 +47,7 @@ PRUNED = [
 # How long a new image has to become healthy, and when the guard looks, in seconds. Emulated
 # machines are slow; images that are meant to fail need not be waited for that long.
 TRIAL_LIMIT_S = 300
-FAILING_TRIAL_LIMIT_S = 30
+FAILING_TRIAL_LIMIT_S = 60
 GUARD_S = 400
 EARLY_GUARD_S = 45
 
@@ -127,14 +129,23 @@ def _panic(tree: Tree) -> None:
     tree.early_unit("panic.service", "echo c >/proc/sysrq-trigger")
 
 
+def _guard_after_journal(tree: Tree) -> None:
+    """An early guard, which lets the failed boot write its journal: the twin is to show that."""
+    _guard(tree, EARLY_GUARD_S)
+    tree.write("etc/systemd/system/twinboot-trial.timer.d/journal.conf", """\
+        [Unit]
+        After=systemd-journal-flush.service
+        """)
+
+
 def _agent_missing(tree: Tree) -> None:
     tree.remove("usr/bin/twinbootd")
-    _guard(tree, EARLY_GUARD_S)
+    _guard_after_journal(tree)
 
 
 def _agent_crashes(tree: Tree) -> None:
     tree.write("usr/bin/twinbootd", "#!/bin/sh\nkill -SEGV $$\n", 0o755)
-    _guard(tree, EARLY_GUARD_S)
+    _guard_after_journal(tree)
 
 
 def _no_network(tree: Tree) -> None:
@@ -299,7 +310,7 @@ def base(arch: str) -> Path:
         script = partial.with_suffix(".hook")
         script.write_text(hook)
         try:
-            run([*command, f"--customize-hook=sh {script} \"$1\"", "--format=tar", SUITE, partial])
+            run([*JAIL, *command, f"--customize-hook=sh {script} \"$1\"", "--format=tar", SUITE, partial])
         finally:
             script.unlink()
 
@@ -318,7 +329,7 @@ def _packaged(board) -> Path:
         run(["tar", "--extract", "--numeric-owner", f"--directory={partial}", f"--file={tar}"])
         shutil.copy(deb, partial / "twinboot.deb")
         # Its scripts run; nothing is started, because nothing runs in a tree.
-        run(["chroot", partial, "dpkg", "--install", "/twinboot.deb"],
+        run([*JAIL, "chroot", partial, "dpkg", "--install", "/twinboot.deb"],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"})
         (partial / "twinboot.deb").unlink()
         for pattern in PRUNED:

@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import disk as disks
 import rootfs
 from boards import Board
 from cloud import Cloud
@@ -18,6 +20,8 @@ UPDATE_LIMIT_S = 900
 GOOD = "good"
 # Only where the boot loader is armed by the restart itself (tryboot).
 FLAG_LOST = "flag-lost"
+# Only where the boot loader's variables lie in a file (GRUB).
+ENVIRONMENT_LOST = "environment-lost"
 
 
 class StoryError(RigError):
@@ -59,7 +63,7 @@ BAD = {
 }
 
 
-NAMES = [GOOD, FLAG_LOST, *BAD]
+NAMES = [GOOD, FLAG_LOST, ENVIRONMENT_LOST, *BAD]
 
 
 class Rig:
@@ -286,12 +290,41 @@ def flag_lost(rig: Rig) -> None:
     need(rig.running() == (other(slot), new), f"{new} runs in slot {other(slot)}", rig.running())
 
 
+def environment_lost(rig: Rig) -> None:
+    """A tool that truncates the boot loader's variables before it writes them, and the power goes:
+    the machine boots all the same, and the agent makes them anew."""
+    slot, version = rig.running()
+    need(slot == "A", "the story begins in slot A, which the spare variables know as good", slot)
+    rig.off()
+    disks.write_fat(rig.disk, "boot", "grubenv", b"")
+    rig.on()
+    rig.machine.wait_for("the spare block is used", BOOT_LIMIT_S)
+    rig.wait_settled(slot, version)
+    # The machine runs meanwhile, but the agent syncs what it writes, and nobody tells that it has.
+    deadline = time.monotonic() + BOOT_LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            variables = rig.board.variables(rig.disk)
+            break
+        except (ValueError, RigError):
+            time.sleep(1)
+    else:
+        raise StoryError("the boot loader's variables are not made anew")
+    need(variables["A_OK"] == "1" and variables["B_OK"] == "0", "slot A boots", variables)
+    rig.off()
+    rig.on()
+    rig.wait_settled(slot, version)
+    need("the spare block" not in rig.machine.console, "grubenv can be read again", variables)
+
+
 def tell(name: str):
     """The story with this name, as a function of the rig."""
     if name == GOOD:
         return good
     if name == FLAG_LOST:
         return flag_lost
+    if name == ENVIRONMENT_LOST:
+        return environment_lost
     if name in BAD:
         return lambda rig: bad(rig, name)
     raise RigError(f"no story {name}; there are: {', '.join(NAMES)}")

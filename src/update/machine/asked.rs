@@ -103,13 +103,13 @@ pub(super) fn asked(
             book.last_reboot = facts.now;
             (state, vec![Order::Answer(Verdict::Restarting), Order::Restart])
         }
-        (busy, E::RestartRequested) => match stop_trial(busy) {
-            Ok((trial, orders)) => {
+        (busy, E::RestartRequested) => match stop_trial(&busy) {
+            Some((trial, orders)) => {
                 book.last_reboot = facts.now;
                 let answer = vec![Order::Answer(Verdict::Restarting)];
                 (trial, [answer, orders, vec![Order::RestartToTry]].concat())
             }
-            Err(busy) => {
+            None => {
                 let verdict = late(&busy, Verdict::TooLate);
                 answer(busy, verdict)
             }

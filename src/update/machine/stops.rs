@@ -18,32 +18,31 @@ pub(super) fn machine_stops(state: State, restarts: bool) -> (State, Vec<Order>)
             let orders = vec![Order::CarryArgument];
             (State::Switching { run, ordered_in, attempt, armed: true, left }, orders)
         }
-        trial => match stop_trial(trial) {
-            Ok((trial, mut orders)) => {
+        state => match stop_trial(&state) {
+            Some((trial, mut orders)) => {
                 orders.push(Order::CarryArgument);
                 (trial, orders)
             }
-            Err(state) => (state, vec![]),
+            None => (state, vec![]),
         },
     }
 }
 
-/// Has the slot on trial tried once more, because the machine is restarted cleanly. The error is
-/// the state in which that may not be.
-pub(super) fn stop_trial(state: State) -> Result<(State, Vec<Order>), State> {
-    match state {
-        State::Trial { mut run, starts, boot, began_s, healthy: false, stopped, outage }
-            if stopped || run.passage.clean_stops < MAX_CLEAN_STOPS =>
-        {
-            // An operator's restart is ordered first and then comes.
-            let more = u8::from(!stopped);
-            run.passage.clean_stops = run.passage.clean_stops.saturating_add(more);
-            let orders = vec![Order::TryNext(run.target())];
-            let (healthy, stopped) = (false, true);
-            Ok((State::Trial { run, starts, boot, began_s, healthy, stopped, outage }, orders))
+/// Has the slot on trial tried once more, because the machine is restarted cleanly. `None` if that
+/// may not be.
+pub(super) fn stop_trial(state: &State) -> Option<(State, Vec<Order>)> {
+    let mut trial = state.clone();
+    let State::Trial { run, healthy: false, stopped, .. } = &mut trial else { return None };
+    // An operator's restart is ordered first and then comes.
+    if !*stopped {
+        if run.passage.clean_stops >= MAX_CLEAN_STOPS {
+            return None;
         }
-        other => Err(other),
+        run.passage.clean_stops = run.passage.clean_stops.saturating_add(1);
+        *stopped = true;
     }
+    let orders = vec![Order::TryNext(run.target())];
+    Some((trial, orders))
 }
 
 /// The machine did not go down after all: the slot is on trial for this boot only, as before.

@@ -62,6 +62,8 @@ pub struct Machine {
     pub passed: Vec<u8>,
     /// Versions that ran while the bootloader was told to confirm the running slot.
     pub confirmed: Vec<u8>,
+    /// The latest end of a trial that the session was told, to try the hub in time.
+    pub trial_ends: Duration,
     /// Starts of a version that was not confirmed.
     pub tries: usize,
     /// What the operator was told.
@@ -199,7 +201,7 @@ impl Machine {
     pub fn hears_restart(&self) -> bool {
         match self.scenario.fault {
             Fault::NoRestart => false,
-            Fault::StateReadOnlyAndDeaf => self.restarts % 2 == 0,
+            Fault::StateReadOnlyAndDeaf => self.restarts.is_multiple_of(2),
             _ => true,
         }
     }

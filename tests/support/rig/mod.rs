@@ -37,8 +37,11 @@ const MAX_LIVES: usize = 60;
 
 const LIMITS: Limits = Limits { attempts: 4, trial_starts: 3, trial_s: 60, trial_outage_s: 400 };
 
+/// Between two tries to reach the hub.
+const HUB_TRIES: Duration = Duration::from_secs(5);
+
 /// How long a cable stays out; longer than a trial without an outage.
-const CABLE_OUT: Duration = Duration::from_secs(200);
+pub const CABLE_OUT: Duration = Duration::from_secs(200);
 
 // What a test chooses ---------------------------------------------------------------------------
 
@@ -131,6 +134,12 @@ impl Fault {
 }
 
 impl Fault {
+    /// Whether the device itself is well.
+    pub fn is_outside(self) -> bool {
+        use Fault as F;
+        matches!(self, F::CablePulled | F::CableCut | F::HubGone | F::NoDriver | F::LosesArgument)
+    }
+
     fn keeps_new_slot_read_only(self) -> bool {
         matches!(self, Fault::StateReadOnlyInNewSlot | Fault::StateReadOnlyAndDeaf)
     }
@@ -250,6 +259,7 @@ impl Rig {
             ended: BTreeMap::new(),
             passed: vec![1],
             confirmed: Vec::new(),
+            trial_ends: Duration::ZERO,
             tries: 0,
             answers: Vec::new(),
             wrongs: Vec::new(),
@@ -402,8 +412,13 @@ impl Rig {
         let _ = documents.send(first).await;
         loop {
             if !self.machine().reaches_hub(life.since_boot()) {
+                let trial_ends = reports.borrow().trial_ends.unwrap_or_default();
+                {
+                    let mut machine = self.machine();
+                    machine.trial_ends = machine.trial_ends.max(trial_ends);
+                }
                 status.send_replace(SessionStatus::default());
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(HUB_TRIES).await;
                 continue;
             }
             let report = reports.borrow_and_update().clone();

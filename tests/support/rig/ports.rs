@@ -311,8 +311,8 @@ impl Restarter for Life {
         std::future::ready(result).boxed()
     }
 
-    fn stopping(&self) -> BoxFuture<'static, Option<Stop>> {
-        std::future::ready(self.machine().stopping).boxed()
+    fn stopping(&self) -> BoxFuture<'static, Result<Option<Stop>, String>> {
+        std::future::ready(Ok(self.machine().stopping)).boxed()
     }
 
     fn carry(&self, argument: &'static str) -> BoxFuture<'static, Result<(), String>> {

@@ -25,6 +25,7 @@ CMDLINE = ("console=ttyAMA0 rootwait ro init=/sbin/init panic=5 fsck.repair=yes"
 CONFIG = "arm_64bit=1\nauto_initramfs=1\n"
 AUTOBOOT_MIB = 4
 BOOT_MIB = 64
+SLOT_OF_PARTITION = {2: "A", 3: "B"}
 # What the firmware reads of autoboot.txt.
 AUTOBOOT_BYTES = 512
 ONE_SHOT = re.compile(r"reboot: Restarting system with command '0 tryboot'")
@@ -74,9 +75,9 @@ class Pi(Machine):
             return self._firmware(one_shot=False)
 
     def _load(self, partition: int, one_shot: bool) -> list:
-        label = {2: "boot-a", 3: "boot-b"}.get(partition)
-        if not label:
+        if partition not in SLOT_OF_PARTITION:
             raise ValueError(f"partition {partition} holds no boot files")
+        label = f"boot-{SLOT_OF_PARTITION[partition].lower()}"
         loaded = disks.empty_folder(self._folder / "firmware")
         for name in ("cmdline.txt", "kernel8.img", "initramfs8"):
             (loaded / name).write_bytes(disks.read_fat(self._disk, label, name))
@@ -167,4 +168,4 @@ kind = "tryboot"
         }
 
     def next_slot(self, disk: Path) -> str | None:
-        return {"2": "A", "3": "B"}.get(self.variables(disk)["usual"])
+        return SLOT_OF_PARTITION.get(int(self.variables(disk)["usual"]))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from boards.tryboot import SLOT_OF_PARTITION, boot_partition
 from cuts import bootscript
 from cuts.fat import Damaged, Fat, Read
 from cuts.layout import SECTOR, Partition, partitions
@@ -184,8 +185,24 @@ def _left(value: str | None) -> int:
         return 0
 
 
+def tryboot() -> BootLoader:
+    """The Raspberry Pi's firmware: what it takes without the flag, which no cut leaves."""
+
+    def starts(read: Read) -> tuple[list[str | None], list[str]]:
+        try:
+            autoboot = Fat(read).file("autoboot.txt")
+            slot = SLOT_OF_PARTITION.get(boot_partition(autoboot, one_shot=False))
+            # The flag must lead somewhere, too.
+            boot_partition(autoboot, one_shot=True)
+        except (Damaged, ValueError):
+            return [None], ["autoboot.txt"]
+        return [slot], []
+
+    return BootLoader("boot", starts)
+
+
 # By the names of the boards.
-BOOT_LOADERS = {"grub": grub, "uboot": uboot}
+BOOT_LOADERS = {"grub": grub, "uboot": uboot, "tryboot": tryboot}
 
 
 def next_slots(board: str, read: Read) -> list[str | None]:
