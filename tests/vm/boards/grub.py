@@ -106,7 +106,7 @@ def _install_grub(disk: Path, work: Path) -> None:
     """What `grub-install` does on a machine: the core image behind the partition table, and the
     boot sector that loads it."""
     core = work / "core.img"
-    run(["grub-mkimage", "-O", "i386-pc", "-p", "(,gpt1)", "-o", core, *MODULES])
+    run(["grub-mkimage", "-O", "i386-pc", "-p", "(,gpt1)/", "-o", core, *MODULES])
     image = bytearray(core.read_bytes())
     # The block list in the core's first sector: where the rest of it lies.
     struct.pack_into("<Q", image, 500, CORE_SECTOR + 1)
