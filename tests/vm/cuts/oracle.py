@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from boards.tryboot import SLOT_OF_PARTITION, boot_partition
+
 from cuts import bootscript
 from cuts.fat import Damaged, Fat, Read
 from cuts.layout import SECTOR, Partition, partitions
