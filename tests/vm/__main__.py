@@ -121,6 +121,12 @@ def parts() -> int:
     return subprocess.run([sys.executable, CUTS / "test_parts.py"], check=False).returncode
 
 
+def short_cuts() -> int:
+    """The power cuts that fit into the short set: a few hundred states, three of them booted."""
+    return with_folder("enumerate", lambda folder: enumerate.run(
+        "grub", folder, enumerate.Choice(seed=1), boots=3))
+
+
 def with_folder(name: str, work) -> int:
     """Runs `work(folder)` with a folder that is removed afterwards."""
     folder = run_folder(name)
@@ -149,8 +155,12 @@ def arguments() -> argparse.Namespace:
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--losses", type=int, default=1, metavar="N",
                      help="random losses of unflushed writes for each write (1)")
+    one.add_argument("--atom", type=int, default=512, metavar="BYTES",
+                     help="what the medium writes as a whole (512)")
     one.add_argument("--boots", type=int, default=3, metavar="N",
                      help="states that are booted (3)")
+    one.add_argument("--variant", default="good", help="of the image: an update that is rolled back"
+                     f" with one of {', '.join(stories.BAD)}")
     one = commands.add_parser("soak", help="power cuts at random moments of the story")
     one.add_argument("--board", default="grub")
     one.add_argument("trials", type=int)
@@ -201,9 +211,9 @@ def main() -> int:
             case "demo":
                 return with_folder("demo", lambda folder: demo.run(folder, given))
             case "ci":
-                return tell_stories(CI)
+                return parts() or tell_stories(CI)
             case "short":
-                return tell_stories(SHORT)
+                return parts() or max(tell_stories(SHORT), short_cuts())
             case "story":
                 names = [stories.GOOD, *stories.BAD] if given.name == ["all"] else given.name
                 for name in names:
@@ -213,7 +223,9 @@ def main() -> int:
                 return parts()
             case "enumerate":
                 return with_folder("enumerate", lambda folder: enumerate.run(
-                    given.board, folder, given.seed, given.losses, given.boots))
+                    given.board, folder,
+                    enumerate.Choice(given.seed, given.losses, given.atom // 512),
+                    given.boots, given.variant))
             case "soak":
                 return with_folder("soak", lambda folder: soak.run(
                     given.board, folder, given.seed, given.trials, given.only))

@@ -58,8 +58,11 @@ class Pi(Machine):
         super().__init__(self._firmware(one_shot=False), folder)
 
     def restarted(self, console: str) -> list:
-        # A log of the drive's writes goes on.
-        self._devices = [str(word).replace("log-append=off", "log-append=on") for word in self._devices]
+        if not console:
+            raise RigError("QEMU ended before it showed anything")
+        # A log of the drive's writes goes on, with the sectors that it has.
+        self._devices = [str(word).replace("log-append=off,log-sector-size=512", "log-append=on")
+                         for word in self._devices]
         return self._firmware(bool(ONE_SHOT.search(console)))
 
     def _firmware(self, one_shot: bool) -> list:

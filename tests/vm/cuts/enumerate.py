@@ -40,22 +40,32 @@ class Findings:
     samples: dict[str, Verdict] = field(default_factory=dict)
 
 
-def sampling(parts: dict, seed: int, losses: int) -> Sampling:
-    """Every prefix, but of the writes into the slots one in 16, and random losses for each."""
-    return Sampling(seed, losses=losses, bulk=[parts[name].range for name in SLOTS.values()])
+@dataclass(frozen=True)
+class Choice:
+    """Which states are looked at: every prefix, but of the writes into the slots one in 16, and so
+    many random losses for each, torn at so many sectors."""
+
+    seed: int
+    losses: int = 1
+    atom: int = 1
+
+    def sampling(self, parts: dict) -> Sampling:
+        """The same for one disk."""
+        bulk = [parts[name].range for name in SLOTS.values()]
+        return Sampling(self.seed, losses=self.losses, atom=self.atom, bulk=bulk)
 
 
 def judge_all(
-    board: str, base: Path, log: WriteLog, known: list[Path], seed: int, losses: int
+    board: str, base: Path, log: WriteLog, known: dict[str, Path], choice: Choice
 ) -> Findings:
     """Asks the oracle about all states."""
     disk = Disk.of(base, log)
     parts = partitions(disk.read)
     found = Findings()
-    chance = random.Random(seed)
+    chance = random.Random(choice.seed)
     begun = time.monotonic()
-    with Oracle(disk, BOOT_LOADERS[board](), parts, SLOTS, "data", known, STATE_FILE, KEEPS) as oracle:
-        for cut in states(disk, sampling(parts, seed, losses)):
+    with Oracle(disk, BOOT_LOADERS[board](), parts, SLOTS, "data", list(known.values()), STATE_FILE, KEEPS) as oracle:
+        for cut in states(disk, choice.sampling(parts)):
             verdict = oracle.judge(cut)
             found.states += 1
             found.notes.update(verdict.notes)
@@ -79,17 +89,17 @@ def judge_all(
     return found
 
 
-def save(base: Path, log: WriteLog, seed: int, losses: int, name: str, to: Path) -> None:
+def save(base: Path, log: WriteLog, choice: Choice, name: str, to: Path) -> None:
     """Makes the disk of one state again."""
     disk = Disk.of(base, log)
-    for cut in states(disk, sampling(partitions(disk.read), seed, losses)):
+    for cut in states(disk, choice.sampling(partitions(disk.read))):
         if cut.name == name:
             disk.save(to)
             return
-    raise RigError(f"there is no state {name!r} with seed {seed}")
+    raise RigError(f"there is no state {name!r} with {choice}")
 
 
-def boot(rig: Rig, verdict: Verdict, known: list[Path]) -> None:
+def boot(rig: Rig, verdict: Verdict, known: dict[str, Path]) -> None:
     """Starts a machine with the disk of a state: it must boot what the oracle says, reach the hub,
     end what was under way, and tell the truth."""
     rig.say(f"boots the state {verdict}")
@@ -98,8 +108,10 @@ def boot(rig: Rig, verdict: Verdict, known: list[Path]) -> None:
         rig.wait_boot(verdict.chosen)
         run = verdict.saved.run if verdict.saved else None
         status = rest(rig, run["id"] if run else None)
+    except Untruth:
+        raise
     except RigError as error:
-        raise error if isinstance(error, Brick) else Brick(str(error)) from error
+        raise Brick(str(error)) from error
     slot = last_slot(rig)
     rig.off()
     with open(rig.disk, "rb") as file:
@@ -108,7 +120,7 @@ def boot(rig: Rig, verdict: Verdict, known: list[Path]) -> None:
             file.seek(offset)
             return file.read(length)
 
-        check(rig, status, slot, read, by_version(known))
+        check(rig, status, slot, read, contents(known))
 
 
 def last_slot(rig: Rig) -> str:
@@ -116,12 +128,14 @@ def last_slot(rig: Rig) -> str:
     return re.findall(rig.board.slot_seen, rig.machine.console)[-1]
 
 
-def by_version(known: list[Path]) -> dict[str, bytes]:
-    """The images 1.0.0 and 2.0.0."""
-    return dict(zip(("1.0.0", "2.0.0"), (path.read_bytes() for path in known), strict=True))
+def contents(known: dict[str, Path]) -> dict[str, bytes]:
+    """What the images hold, by their versions."""
+    return {version: path.read_bytes() for version, path in known.items()}
 
 
-def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
+def run(
+    name: str, folder: Path, choice: Choice, boots: int, variant: str = "good"
+) -> int:
     """Records, enumerates, boots a sample; returns the exit code."""
     board = boards.board(name)
     packages.build(board.arch)
@@ -129,9 +143,9 @@ def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
     problems = []
     with Cloud(folder / "cloud") as cloud:
         with RecordedRig(board, cloud, folder / "recorded") as rig:
-            log = record(rig)
-        known = images(rig)
-        found = judge_all(name, rig.base, log, known, seed, losses)
+            known = images(rig, variant)
+            log = record(rig, variant)
+        found = judge_all(name, rig.base, log, known, choice)
         tally.cuts = found.states
         for verdict in found.bad:
             tally.bricks += bool(verdict.bricks)
@@ -140,13 +154,13 @@ def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
         with Rig(board, cloud, folder / "sample") as sample:
             for verdict in chosen(found, boots):
                 sample.folder.mkdir(exist_ok=True)
-                save(rig.base, log, seed, losses, verdict.cut.name, sample.disk)
+                save(rig.base, log, choice, verdict.cut.name, sample.disk)
                 transfers = len(cloud.transfers(rig.name))
                 try:
                     boot(sample, verdict, known)
-                except (Brick, Untruth) as error:
-                    tally.bricks += isinstance(error, Brick)
+                except RigError as error:
                     tally.untruths += isinstance(error, Untruth)
+                    tally.bricks += not isinstance(error, Untruth)
                     problems.append(f"booted {verdict}: {error}")
                     kept = BUILD / "failed" / f"state-{verdict.cut.name.replace(' ', '-')}"
                     sample.keep(kept)
@@ -161,7 +175,7 @@ def run(name: str, folder: Path, seed: int, losses: int, boots: int) -> int:
             kept.mkdir(parents=True)
             disks.copy(rig.base, kept / "base.img")
             disks.copy(rig.log, kept / "writes.log")
-            say(f"the recording is kept: {kept}; seed {seed}, losses {losses}")
+            say(f"the recording is kept: {kept}; {choice}")
     for problem in problems:
         print(f"\n{problem}")
     print(tally)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from boards.tryboot import SLOT_OF_PARTITION, boot_partition
+
 from cuts import bootscript
 from cuts.fat import Damaged, Fat, Read
 from cuts.layout import SECTOR, Partition, partitions
@@ -171,7 +172,7 @@ def _copy(content: bytes) -> tuple[int, dict[str, str]] | None:
     """Number and variables of one copy; None if its checksum is wrong."""
     if zlib.crc32(content[5:]) != int.from_bytes(content[:4], "little"):
         return None
-    # The first empty string is the end.
+    # The first empty string is the end; behind it anything may stand.
     texts = itertools.takewhile(bool, content[5:].split(b"\0"))
     pairs = (text.decode("utf-8", "replace").partition("=") for text in texts)
     return content[4], {name: value for name, equals, value in pairs if equals}

@@ -46,19 +46,30 @@ class RecordedRig(Rig):
         self.machine = None
 
 
-def record(rig: RecordedRig, version: str = "2.0.0") -> WriteLog:
-    """First boot, one good update and its confirmed boot, without a break."""
-    rig.factory()
-    run_id = rig.send(version)
+# The versions of a good update and of one that is rolled back.
+OLD, NEW, SICK = "1.0.0", "2.0.0", "6.6.6"
+
+
+def record(rig: RecordedRig, variant: str = "good") -> WriteLog:
+    """First boot, one update and the boot after it that is confirmed, without a break: the new
+    slot's, or the old one's if the image is a bad one."""
+    rig.factory(OLD)
+    run_id = rig.send(NEW if variant == "good" else SICK, variant)
     rig.wait_boot("B", UPDATE_LIMIT_S)
+    if variant != "good":
+        rig.wait_boot("A", UPDATE_LIMIT_S)
     twin = rig.wait_over(run_id)
-    need(twin["twinboot"]["lastUpdate"]["result"] == "succeeded", "the update succeeded", twin)
+    ends = "succeeded" if variant == "good" else "rolledBack"
+    need(twin["twinboot"]["lastUpdate"]["result"] == ends, f"the update {ends}", twin)
     rig.shut()
     log = WriteLog(rig.log)
     say(f"{len(log.requests)} requests are recorded")
     return log
 
 
-def images(rig: Rig) -> list[Path]:
-    """The whole images that a slot may hold."""
-    return [rootfs.slot_image(rig.board, version) for version in ("1.0.0", "2.0.0")]
+def images(rig: Rig, variant: str | None = None) -> dict[str, Path]:
+    """The whole images that a slot may hold, by their versions."""
+    known = {version: rootfs.slot_image(rig.board, version) for version in (OLD, NEW)}
+    if variant not in (None, "good"):
+        known[SICK] = rootfs.slot_image(rig.board, SICK, variant)
+    return known

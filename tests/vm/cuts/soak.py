@@ -15,12 +15,12 @@ from cloud import Cloud
 from process import BUILD, RigError, say
 from stories import BOOT_LIMIT_S, UPDATE_LIMIT_S, Rig
 
-from cuts import nbd
+from cuts import nbd, record
+from cuts.enumerate import contents, last_slot
 from cuts.record import images
-from cuts.enumerate import by_version, last_slot
 from cuts.truth import Brick, Tally, Untruth, check, rest
 
-HEALTHY, SICK = "good", "health-fails"
+HEALTHY, UNHEALTHY = "good", "health-fails"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ MOMENTS = [
     Moment("first boot", r"booting slot", 40),
     Moment("mark good", r"on trial", 16),
     Moment("confirmed", r"is confirmed", 6),
-    Moment("rollback", r"on trial", 60, SICK),
+    Moment("rollback", r"on trial", 60, UNHEALTHY),
 ]
 WEIGHTS = [2, 6, 3, 3, 3, 3, 4, 1, 3]
 
@@ -80,11 +80,16 @@ class VolatileRig(Rig):
         return self.device.settle(seed)
 
 
+def newer(version: str) -> str:
+    """The good version that does not run."""
+    return record.OLD if version == record.NEW else record.NEW
+
+
 def cut_once(rig: VolatileRig, moment: Moment, seed: str) -> tuple[str, nbd.Lost]:
     """Sends an update and cuts the power at this moment of it; the id of the run, and what was
     lost."""
     _, version = rig.running()
-    wanted = "6.6.6" if moment.variant == SICK else "1.0.0" if version == "2.0.0" else "2.0.0"
+    wanted = record.SICK if moment.variant == UNHEALTHY else newer(version)
     run_id = rig.send(wanted, moment.variant)
     rig.machine.wait_for(moment.marker, UPDATE_LIMIT_S)
     writes = random.Random(f"{seed}:writes").randint(0, moment.writes)
@@ -120,8 +125,7 @@ def run(name: str, folder: Path, seed: int, trials: int, only: int | None = None
     choice of moment and losses."""
     board = boards.board(name)
     packages.build(board.arch)
-    for variant in (SICK,):
-        rootfs.slot_image(board, "6.6.6", variant)
+    rootfs.slot_image(board, record.SICK, UNHEALTHY)
     tally = Tally()
     failures = []
     left = [only] if only else list(range(1, trials + 1))
@@ -131,7 +135,7 @@ def run(name: str, folder: Path, seed: int, trials: int, only: int | None = None
             Cloud(folder / f"cloud-{number}") as cloud,
             VolatileRig(board, cloud, folder / f"machine-{number}") as rig,
         ):
-            known = by_version(images(rig))
+            known = contents(images(rig))
             try:
                 rig.factory()
                 while left:

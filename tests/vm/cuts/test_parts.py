@@ -494,6 +494,12 @@ class UBoots(unittest.TestCase):
         torn[600] ^= 1
         self.assertEqual(self.starts(self.copy(1, **a), bytes(torn)), ("A" * 8, ["copy 1"]))
 
+    def test_an_environment_without_variables(self) -> None:
+        data = b"\0".ljust(oracle.COPY_BYTES - 5, b"\xff")
+        empty = struct.pack("<IB", zlib.crc32(data), 2) + data
+        full = self.copy(1, BOOT_ORDER="B", BOOT_B_LEFT="1")
+        self.assertEqual(self.starts(empty, full), ("AAABBBAA", []))
+
     def test_without_a_copy_both_slots_are_tried(self) -> None:
         nothing = bytes(oracle.COPY_BYTES)
         self.assertEqual(self.starts(nothing, nothing), ("AAABBBAA", ["copy 0", "copy 1"]))

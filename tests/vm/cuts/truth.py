@@ -50,7 +50,8 @@ class Tally:
 
 
 def rest(rig: Rig, run_id: str | None, connected: bool = False) -> dict:
-    """Waits until the device is at rest, and returns what it says of itself, asked in this boot.
+    """Waits until the device is at rest, and returns what it says of itself, asked in this boot;
+    the twin must come to say the same.
 
     `run_id` is the update that must be over then; `connected` says that the machine is up already.
     """
@@ -63,10 +64,18 @@ def rest(rig: Rig, run_id: str | None, connected: bool = False) -> dict:
             status = _ask(rig)
             over = run_id is None or status.get("lastUpdate", {}).get("id") == run_id
             if status.get("update", {}).get("phase") == "idle" and status.get("confirmed") and over:
-                return status
+                break
             _wait_news(rig, known, deadline)
     except RigError as error:
         raise Brick(f"the device does not come to rest: {error}") from error
+    try:
+        rig.wait(
+            lambda twin: all(twin["twinboot"].get(key) == status.get(key) for key in TOLD),
+            BOOT_LIMIT_S, f"the twin says what the device says: {status}",
+        )  # fmt: skip
+    except RigError as error:
+        raise Untruth(str(error)) from error
+    return status
 
 
 def _ask(rig: Rig) -> dict:
@@ -94,10 +103,6 @@ def _wait_news(rig: Rig, known: int, deadline: float) -> None:
 def check(rig: Rig, status: dict, slot: str, read: Read, images: dict[str, bytes]) -> None:
     """Raises `Untruth` unless what the device says is so: `slot` is the one that the console showed
     last, `read` reads the disk, `images` has the whole images by their versions."""
-    rig.cloud.wait_twin(
-        lambda twin: all(twin["twinboot"].get(key) == status.get(key) for key in TOLD),
-        BOOT_LIMIT_S, "the twin says what the device says",
-    )  # fmt: skip
     wrong = []
     if status["bootedSlot"] != slot:
         wrong.append(f"slot {status['bootedSlot']} is told to run, but {slot} was booted")

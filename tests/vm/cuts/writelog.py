@@ -184,6 +184,8 @@ class Sampling:
     others_one_in: int = 1
     # Random losses for each place where a cut is tried and something can get lost.
     losses: int = 2
+    # Sectors that the medium writes as a whole: 1 for 512 bytes, 8 for 4 KiB.
+    atom: int = 1
     # Ranges of sectors that are written in bulk.
     bulk: list[range] = field(default_factory=list)
 
@@ -214,7 +216,8 @@ def states(disk: Disk, sampling: Sampling) -> Iterator[Cut]:
             if look:
                 yield from _prefix(disk, pending, done)
                 for number in range(sampling.losses):
-                    yield from _loss(disk, pending, done, f"{sampling.seed}:{done}:{number}")
+                    seed = f"{sampling.seed}:{done}:{number}"
+                    yield from _loss(disk, pending, done, seed, sampling.atom)
         if request.flags & FLUSH:
             for table in pending:
                 disk.harden(table)
@@ -236,7 +239,9 @@ def _prefix(disk: Disk, pending: list[dict[int, int]], done: int) -> Iterator[Cu
     yield Cut(f"after request {done}", done)
 
 
-def _loss(disk: Disk, pending: list[dict[int, int]], done: int, seed: str) -> Iterator[Cut]:
+def _loss(
+    disk: Disk, pending: list[dict[int, int]], done: int, seed: str, atom: int
+) -> Iterator[Cut]:
     """One random loss; nothing if it happens to lose nothing, which is the prefix again."""
     chance = random.Random(seed)
     keep = chance.choice((0.1, 0.5, 0.9))
@@ -244,9 +249,10 @@ def _loss(disk: Disk, pending: list[dict[int, int]], done: int, seed: str) -> It
     disk.added = {}
     lost = torn = 0
     for table in pending:
-        if chance.random() < tear and len(table) > 1:
+        if chance.random() < tear and len({n // atom for n in table}) > 1:
             torn += 1
-            disk.added.update({n: table[n] for n in table if chance.random() < 0.5})
+            new = {n: chance.random() < 0.5 for n in {n // atom for n in table}}
+            disk.added.update({n: table[n] for n in table if new[n // atom]})
         elif chance.random() < keep:
             disk.added.update(table)
         else:
