@@ -212,7 +212,8 @@ impl Agent {
             error!(notice);
             device.notices.push(notice);
         }
-        let (progress, progress_seen) = watch::channel(Progress::default());
+        let none_yet = saving::none_yet(ports.images.as_ref(), Phase::of(&saved.state));
+        let (progress, progress_seen) = watch::channel(none_yet);
         let started_s = ports.clock.since_boot().as_secs();
         Ok(Agent {
             boot,

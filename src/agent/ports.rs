@@ -57,7 +57,8 @@ pub trait Images: Send + Sync {
         Box::pin(std::future::ready(()))
     }
 
-    /// Why [`Images::verify`] cannot be called off, in words for people, if that is so.
+    /// Why [`Images::verify`] cannot be called off, in words for people, if that is so: because a
+    /// service installs the image then, beside us.
     fn uninterruptible(&self) -> Option<&'static str> {
         None
     }

@@ -5,11 +5,17 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::troubles::Trouble;
-use super::{Agent, AgentError, RETRY, blocking, sentence};
+use super::{Agent, AgentError, Images, RETRY, blocking, sentence};
 use crate::logging::chain;
 use crate::request::Answer;
 use crate::store::StoreError;
 use crate::update::{Event, Order, Phase, Progress, Saved, State, Verdict, step};
+
+/// The progress of a phase that has only begun.
+pub(super) fn none_yet(images: &dyn Images, phase: Phase) -> Progress {
+    let installs = phase == Phase::Verifying && images.uninterruptible().is_some();
+    Progress { installed_percent: installs.then_some(0), ..Progress::default() }
+}
 
 impl Agent {
     /// Saves and publishes `next`, which `event` led to. The inner error leaves everything as it
@@ -30,9 +36,10 @@ impl Agent {
         let (old, new) = (Phase::of(&self.saved.state), Phase::of(&next.state));
         self.saved = next;
         if old != new {
+            let none_yet = none_yet(self.images.as_ref(), new);
             // The download has told the length already when its first byte comes.
             if new != Phase::Downloading {
-                self.progress.send_replace(Progress::default());
+                self.progress.send_replace(none_yet);
             }
             let run = self.saved.state.run();
             info!(
@@ -40,7 +47,7 @@ impl Agent {
                 run = run.map(|run| run.id.to_string()),
                 version = run.and_then(|run| run.version()).map(ToString::to_string),
                 "{}",
-                sentence(&self.saved, &Progress::default()),
+                sentence(&self.saved, &none_yet),
             );
         }
         if matches!(event, Event::Checkpointed(_)) {

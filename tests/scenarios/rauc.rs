@@ -84,9 +84,9 @@ impl Board {
         self.world.machine.power_cut().unwrap();
     }
 
-    #[track_caller]
-    fn assert_nothing_is_kept(&self) {
-        assert!(!self.kept().exists(), "the bundle is still there");
+    /// Waits until the bundle is removed, which is after the twin has told the end.
+    async fn nothing_is_kept(&self) {
+        self.world.eventually("the bundle is removed", |_| !self.kept().exists()).await;
     }
 }
 
@@ -108,7 +108,7 @@ async fn a_bundle_goes_from_the_call_to_the_confirmed_boot_and_the_next_one_back
         let twin = board.world.over(&id).await;
         assert_eq!(last(&twin).0, "succeeded", "{twin}");
         board.world.assert_runs(slot, version);
-        board.assert_nothing_is_kept();
+        board.nothing_is_kept().await;
     }
     for log in [board.rauc.log(), board.world.log(), board.world.reported().to_string()] {
         assert!(!log.contains(SECRET), "{log}");
@@ -135,7 +135,7 @@ async fn rauc_cannot_be_cancelled_and_a_power_cut_meanwhile_costs_no_download() 
     let twin = board.world.over(&id).await;
     assert_eq!(last(&twin).0, "succeeded", "{twin}");
     board.world.assert_runs('B', "2.0.0");
-    board.assert_nothing_is_kept();
+    board.nothing_is_kept().await;
     assert_eq!(board.world.images.seen("/2.0.0.raucb").len(), fetched, "it was fetched again");
 }
 
@@ -233,7 +233,7 @@ async fn a_cut_download_of_a_bundle_goes_on_and_a_cancelled_one_leaves_nothing()
     assert_eq!(status, 200, "{answer}");
     let twin = board.world.over(&id).await;
     assert_eq!(last(&twin).0, "cancelled");
-    board.world.eventually("the bundle is removed", |_| !board.kept().exists()).await;
+    board.nothing_is_kept().await;
     board.world.assert_runs('B', "2.0.0");
 }
 
@@ -250,7 +250,7 @@ async fn what_rauc_refuses_is_in_the_twin_and_the_next_update_works() {
     assert_eq!((result, code), ("failed", "installer"), "{reason}");
     assert!(reason.contains("other-board") && reason.contains("system.conf"), "{reason}");
     board.world.assert_at_home();
-    board.assert_nothing_is_kept();
+    board.nothing_is_kept().await;
 
     // Without RAUC there is no sense in fetching.
     board.rauc.kill_service();
@@ -259,7 +259,7 @@ async fn what_rauc_refuses_is_in_the_twin_and_the_next_update_works() {
     let (result, code, reason) = last(&twin);
     assert_eq!((result, code), ("failed", "installer"), "{reason}");
     assert!(reason.contains("RAUC's service is not there"), "{reason}");
-    board.assert_nothing_is_kept();
+    board.nothing_is_kept().await;
 
     board.rauc.start_service('A');
     let id = board.world.update("2.0.0.raucb").await;
@@ -281,7 +281,7 @@ async fn an_update_withdrawn_while_rauc_works_is_over_and_the_next_one_waits_for
     board.world.hub().patch_desired(DEVICE, json!({ "firmware": null })).unwrap();
     let withdrawn = |twin: &Value| phase(twin) == "idle" && last(twin).0 == "cancelled";
     board.world.until("it is withdrawn", withdrawn).await;
-    board.assert_nothing_is_kept();
+    board.nothing_is_kept().await;
 
     let id = board.world.update("3.0.0.raucb").await;
     board.rauc.go();
