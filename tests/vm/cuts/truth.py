@@ -58,7 +58,7 @@ def rest(rig: Rig, run_id: str | None, connected: bool = False) -> dict:
     deadline = time.monotonic() + UPDATE_LIMIT_S
     try:
         if not connected:
-            rig.machine.wait_for(r"connected to the hub", BOOT_LIMIT_S)
+            rig.machine.wait_for(r"connected to the hub", UPDATE_LIMIT_S)
         while True:
             known = len(rig.cloud.events)
             status = _ask(rig)
