@@ -399,6 +399,8 @@ def _configure(tree: Tree, board) -> None:
         [fetch]
         ca_file = "/data/rig/images-ca.pem"
         retry_max_s = 5
+        [install]
+        checkpoint_mib = 8
         [update]
         trial_limit_s = {TRIAL_LIMIT_S}
         [report]
