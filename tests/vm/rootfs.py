@@ -399,8 +399,6 @@ def _configure(tree: Tree, board) -> None:
         [fetch]
         ca_file = "/data/rig/images-ca.pem"
         retry_max_s = 5
-        [install]
-        checkpoint_mib = 8
         [update]
         trial_limit_s = {TRIAL_LIMIT_S}
         [report]
@@ -408,6 +406,8 @@ def _configure(tree: Tree, board) -> None:
         [health]
         units = ["systemd-networkd.service"]
         """) + board.agent_config())
+    # The images are no larger than the default, and nothing would ever be resumed.
+    tree.setting("install", "checkpoint_mib = 8")
     board.customise(tree)
 
 
