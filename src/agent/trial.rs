@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::jobs::Running;
 use super::ports::HealthChecks;
@@ -148,6 +149,11 @@ impl Watched {
             time.spared_s = Some(now_s);
         }
         if let Some(outage) = self.notes.next(cause, now_s) {
+            if outage.lasts {
+                info!(cause = outage.what, "the trial waits for the network");
+            } else {
+                info!(cause = outage.what, "the trial no longer waits for the network");
+            }
             let _ = self.tell.send(Event::Outage(outage)).await;
         }
     }

@@ -24,7 +24,7 @@ CUTS = Path(__file__).parent / "cuts"
 # What the sets run: a board, and its stories in this order on one machine.
 CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
 SHORT = {
-    "grub": ["good", "environment-lost", *stories.BAD],
+    "grub": ["good", "cable-out", "environment-lost", *stories.BAD],
     "uboot": ["good", "kernel-missing", "panic-at-boot"],
     "tryboot": ["good", "health-fails", "flag-lost"],
 }
@@ -144,7 +144,7 @@ def arguments() -> argparse.Namespace:
     one = commands.add_parser("demo", help="one update on the amd64 machine, live")
     one.add_argument("--fail", action="store_true", help="an image that must not stay")
     commands.add_parser("ci", help="what fits into CI's time")
-    commands.add_parser("short", help="every board, every story")
+    commands.add_parser("short", help="every board: all stories with GRUB, some with the others")
     one = commands.add_parser("story", help="chosen stories on one board")
     one.add_argument("board")
     one.add_argument("name", nargs="+", help=f"all, or of: {', '.join(stories.NAMES)}")

@@ -102,6 +102,11 @@ class Machine:
         """All that the console has shown."""
         return self._text
 
+    def unseen(self) -> str:
+        """What the console has shown after what was waited for."""
+        with self._news:
+            return self._text[self._seen:]
+
     def wait_for(self, pattern: str, limit: float) -> re.Match:
         """Waits until the console shows `pattern`, after what was waited for before."""
         wanted = re.compile(pattern)

@@ -187,9 +187,11 @@ def _clock_unset(tree: Tree) -> None:
     _failing(tree)
 
 
-# What can be wrong with an image, as edits of the good one.
+# What can be different in an image, as edits of the good one.
 VARIANTS = {
     "good": lambda tree: None,
+    # Nothing is wrong with it, but its trial is short.
+    "impatient": _failing,
     "kernel-missing": lambda tree: tree.remove("boot/vmlinuz"),
     "init-missing": lambda tree: tree.remove("usr/sbin/init"),
     "panic-at-boot": _panic,

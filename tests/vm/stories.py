@@ -18,6 +18,7 @@ BOOT_LIMIT_S = 300
 UPDATE_LIMIT_S = 900
 
 GOOD = "good"
+CABLE_OUT = "cable-out"
 # Only where the boot loader is armed by the restart itself (tryboot).
 FLAG_LOST = "flag-lost"
 # Only where the boot loader's variables lie in a file (GRUB).
@@ -63,7 +64,7 @@ BAD = {
 }
 
 
-NAMES = [GOOD, FLAG_LOST, ENVIRONMENT_LOST, *BAD]
+NAMES = [GOOD, CABLE_OUT, FLAG_LOST, ENVIRONMENT_LOST, *BAD]
 
 
 class Rig:
@@ -204,6 +205,31 @@ def good(rig: Rig, version: str = "2.0.0") -> None:
         rig.wait_settled(new_slot, new)
 
 
+def cable_out(rig: Rig) -> None:
+    """A good image is on trial while the network cable is out, for longer than a trial may take, and
+    somebody presses the power button meanwhile: it is tried on, and confirmed once the cable is in."""
+    slot, old = rig.running()
+    new = "2.0.0" if old == "1.0.0" else "1.0.0"
+    run_id = rig.send(new, "impatient")
+    rig.wait_boot(other(slot), UPDATE_LIMIT_S)
+    rig.machine.qmp("set_link", name="nic", up=False)
+    rig.say("the cable is out")
+    rig.machine.wait_for("waits for the network", BOOT_LIMIT_S)
+    # Nothing happens at the end of the usual time, which nobody can be waited for to tell.
+    time.sleep(2 * rootfs.FAILING_TRIAL_LIMIT_S)
+    need(not re.search(rig.board.slot_seen, rig.machine.unseen()), "the trial goes on", rig.machine.tail())
+    rig.machine.qmp("system_powerdown")
+    rig.machine.wait_end(BOOT_LIMIT_S)
+    rig.say("the machine was switched off in order")
+    rig.off()
+    rig.on()
+    rig.wait_boot(other(slot))
+    rig.say(f"slot {other(slot)} is tried on, with the cable in")
+    ours = rig.wait_over(run_id)["twinboot"]
+    need(ours["lastUpdate"]["result"] == "succeeded", "the update succeeded", ours)
+    need(rig.running() == (other(slot), new), f"{new} runs in slot {other(slot)}", ours)
+
+
 def bad(rig: Rig, variant: str) -> None:
     """An image that must not stay: the device comes back by itself, says why, and is not tempted
     again."""
@@ -321,6 +347,8 @@ def tell(name: str):
     """The story with this name, as a function of the rig."""
     if name == GOOD:
         return good
+    if name == CABLE_OUT:
+        return cable_out
     if name == FLAG_LOST:
         return flag_lost
     if name == ENVIRONMENT_LOST:
