@@ -30,6 +30,9 @@ DOWNLOAD = "download"
 NO_CUT = "(no cut)"
 # What the kernel shows last, and what the agent shows once the new slot is confirmed.
 RESTARTS, CONFIRMED = "reboot: Restarting system", r"is confirmed"
+# Where the boot loader is told by the restart itself, the agent notes down that it leaves before the
+# kernel does, and a cut between the two is a start that failed. It shows this before both.
+LEAVES = {"tryboot": "restarting the machine"}
 # So many cuts in downloads, and one of them must have saved something.
 MANY_DOWNLOADS = 5
 # How long the last writes may take after the last report, in seconds.
@@ -121,7 +124,7 @@ class Made:
     ends: frozenset[str]
 
 
-def ends(variant: str, console: str) -> frozenset[str]:
+def ends(board: str, variant: str, console: str) -> frozenset[str]:
     """How an update may end that was cut after the console had shown this of it.
 
     A cut is no reason to fail: until the machine restarts nothing is lost but time. A start of the
@@ -130,7 +133,7 @@ def ends(variant: str, console: str) -> frozenset[str]:
     """
     if variant == UNHEALTHY:
         return frozenset({"rolledBack (unhealthy)", "rolledBack (fellBack)"})
-    _, restarted, tried = console.rpartition(RESTARTS)
+    _, restarted, tried = console.rpartition(LEAVES.get(board, RESTARTS))
     if not restarted or re.search(CONFIRMED, tried):
         return frozenset({"succeeded"})
     return frozenset({"succeeded", "rolledBack (fellBack)"})
@@ -152,7 +155,7 @@ def cut_once(rig: VolatileRig, moment: Moment, seed: str) -> Made:
     lost = rig.off(seed)
     in_time = not writes or gone.is_set()
     rig.say(f"{'CUT' if in_time else 'no cut'} at {moment.name}, {writes} writes later: {lost}")
-    return Made(run_id, in_time, ends(moment.variant, machine.console[shown:]))
+    return Made(run_id, in_time, ends(rig.board.name, moment.variant, machine.console[shown:]))
 
 
 def wait_cut(rig: VolatileRig, gone: threading.Event, run_id: str) -> None:

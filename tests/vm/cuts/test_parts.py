@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,6 +25,7 @@ from boards import uboot  # noqa: E402
 from process import RigError  # noqa: E402
 
 from cuts import bootscript, nbd, oracle, soak  # noqa: E402
+from cuts import enumerate as enumerate_  # noqa: E402
 from cuts.fat import Damaged, Fat  # noqa: E402
 from cuts.layout import SECTOR, partitions  # noqa: E402
 from cuts.oracle import TOOLS, Oracle, Verdict, grub  # noqa: E402
@@ -556,6 +558,63 @@ class UBoots(unittest.TestCase):
                         self.assertEqual(self.starts(copy, b"")[0][0], foretold)
 
 
+class TheVolatileRig(unittest.TestCase):
+    """Leaves nothing behind, also where the machine cannot be started."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.board = mock.Mock()
+        self.rig = soak.VolatileRig(self.board, mock.Mock(events=[]), Path(folder.name))
+        self.rig.disk.write_bytes(bytes(MIB))
+
+    def test_a_cut_loses_what_was_not_flushed(self) -> None:
+        self.rig.on()
+        socket = Path(self.rig._socket.name, "disk")
+        drive = self.board.machine.call_args.kwargs["drive"]
+        self.assertTrue(socket.is_socket() and drive[1].endswith(f"server.path={socket}"), drive)
+        self.rig.device.write(0, b"f" * SECTOR, through=False)
+        self.rig.device.flush()
+        self.rig.device.write(SECTOR, b"x" * SECTOR, through=False)
+        lost = self.rig.off("1")
+        self.assertEqual(lost.kept + lost.torn + lost.lost, 1)
+        self.assertEqual(self.rig.disk.read_bytes()[:SECTOR], b"f" * SECTOR)
+        self.assertFalse(socket.parent.exists())
+        self.assertIsNone(self.rig.off())
+
+    def test_a_machine_that_does_not_start(self) -> None:
+        self.board.machine.side_effect = RigError("the firmware finds nothing to boot")
+        with self.assertRaises(RigError):
+            self.rig.on()
+        socket = Path(self.rig._socket.name)
+        self.rig.off()
+        self.assertFalse(socket.exists())
+
+
+class TheEnumeration(unittest.TestCase):
+    """Keeps what a recording left that did not succeed."""
+
+    def test_a_recording_that_fails_is_kept(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as said:
+            at = Path(folder)
+            (at / "recorded").mkdir()
+            (at / "recorded/base.img").write_bytes(b"base")
+            cloud = mock.MagicMock()
+            cloud.__enter__().reported.side_effect = OSError("no hub")
+            cloud.__enter__().folder = at / "cloud"
+            with mock.patch.multiple(
+                enumerate_, boards=mock.DEFAULT, packages=mock.DEFAULT, images=mock.DEFAULT,
+                Cloud=mock.Mock(return_value=cloud), BUILD=at / "build",
+                record=mock.Mock(side_effect=KeyError("twinboot")),
+            ):  # fmt: skip
+                code = enumerate_.run("grub", at, enumerate_.Choice(1), boots=1)
+            kept = at / "build/failed/recording"
+            self.assertEqual(code, 1)
+            self.assertEqual((kept / "base.img").read_bytes(), b"base")
+            self.assertIn("KeyError: 'twinboot'", said.getvalue())
+            self.assertTrue(said.getvalue().rstrip().splitlines()[-1].startswith("cuts 0, bricks"))
+
+
 class TheSoak(unittest.TestCase):
     """Takes no end of an update for good that the cut does not explain."""
 
@@ -572,9 +631,14 @@ class TheSoak(unittest.TestCase):
             (f"the last update to 1 is confirmed\n{self.TRIED}", {"succeeded", back}),
         ):
             with self.subTest(console=console):
-                self.assertEqual(soak.ends(soak.HEALTHY, console), ends)
+                self.assertEqual(soak.ends("grub", soak.HEALTHY, console), ends)
         for console in ("fetching", self.TRIED):
-            self.assertEqual(soak.ends(soak.UNHEALTHY, console), {"rolledBack (unhealthy)", back})
+            self.assertEqual(soak.ends("grub", soak.UNHEALTHY, console), {"rolledBack (unhealthy)", back})
+
+    def test_a_flag_for_one_start_is_lost_on_the_way_down(self) -> None:
+        leaves = "restarting into slot B\ntwinbootd[1]: restarting the machine\n"
+        for board, ends in (("grub", 1), ("uboot", 1), ("tryboot", 2)):
+            self.assertEqual(len(soak.ends(board, soak.HEALTHY, leaves)), ends, board)
 
     def test_another_end_is_a_failure(self) -> None:
         moment = soak.MOMENTS[0]
@@ -583,7 +647,7 @@ class TheSoak(unittest.TestCase):
         for last in ({"result": "failed", "code": "network"}, {"result": "rolledBack"}, {}):
             with self.assertRaisesRegex(WrongEnd, "must end with succeeded"):
                 soak.need_end(moment, made, {"lastUpdate": last})
-        sick = replace(made, ends=soak.ends(soak.UNHEALTHY, ""))
+        sick = replace(made, ends=soak.ends("grub", soak.UNHEALTHY, ""))
         with self.assertRaises(WrongEnd):
             soak.need_end(moment, sick, {"lastUpdate": {"result": "rolledBack"}})
 
@@ -613,7 +677,8 @@ class PlayedRig:
     """A machine whose update is over at once, with or without a cut before that."""
 
     def __init__(self, cuts: bool) -> None:
-        self.machine = self.device = self.cloud = self
+        self.machine = self.device = self.cloud = self.board = self
+        self.name = "grub"
         self.cuts, self.console = cuts, "idle; the last update to 1 is confirmed\n"
 
     def running(self) -> tuple[str, str]:
