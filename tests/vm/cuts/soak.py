@@ -219,7 +219,7 @@ def run(name: str, folder: Path, seed: int, trials: int, only: int | None = None
             yield rig
 
     def one(rig: VolatileRig, number: int) -> None:
-        say(f"trial {number} of {trials}, seed {seed}:{number}: {tally}")
+        say(f"trial {seed}:{number}, {len(left)} more to come: {tally}")
         trial(rig, f"{seed}:{number}", known, tally)
 
     left = [only] if only else list(range(1, trials + 1))
