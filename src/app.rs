@@ -156,6 +156,21 @@ fn check_files(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result<
             ));
         }
     }
+    let of_loader = match config.boot.kind {
+        BootKind::Grub => Some(&config.boot.grub.environment),
+        BootKind::Tryboot => Some(&config.boot.tryboot.autoboot),
+        _ => None,
+    };
+    if let Some(file) = of_loader
+        && let Some(slot) = boot::running::slot_with(file, &config.slots, sysroot)
+    {
+        notices.push(format!(
+            "{} lies on slot {slot}, where the bootloader does not look: mount the boot partition \
+             there before twinbootd starts (x-systemd.before=twinbootd.service in fstab) and restart \
+             twinbootd",
+            file.display()
+        ));
+    }
     if config.install.kind == InstallKind::Rauc
         && let Some(folder) = config.rauc.bundle_file.parent()
         && let Some(slot) = boot::running::slot_with(folder, &config.slots, sysroot)

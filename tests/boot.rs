@@ -389,7 +389,8 @@ mod grub {
         };
         let mut chosen = choose(tries);
         if chosen.is_none() {
-            let other = [A, B].into_iter().find(|slot| good.as_deref() == Some(slot.other().name()));
+            let other =
+                [A, B].into_iter().find(|slot| good.as_deref() == Some(slot.other().name()));
             match other {
                 Some(other) if ok[other.other() as usize] && tries[other as usize] == 1 => {
                     tries[other as usize] = 2;
