@@ -25,7 +25,7 @@ packages=(
 for set in "$@"; do
     case $set in
     # A cargo that builds the standard library, with its source; beside any cargo that is here.
-    arm64) packages+=(cargo-web rustc-web rust-web-src gcc-aarch64-linux-gnu) ;;
+    arm64) packages+=(cargo-web rustc-web rust-web-src gcc-aarch64-linux-gnu uidmap) ;;
     # The machine, its disk and its network; kmod reads the kernel's modules for an image.
     vm)
         packages+=(qemu-system-x86 qemu-system-common qemu-system-data seabios qemu-utils

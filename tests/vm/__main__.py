@@ -24,7 +24,7 @@ CUTS = Path(__file__).parent / "cuts"
 # What the sets run: a board, and its stories in this order on one machine.
 CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
 SHORT = {
-    "grub": ["good", "cable-out", "environment-lost", *stories.BAD],
+    "grub": [*stories.COMMON, *stories.OF_BOARD["grub"]],
     "uboot": ["good", "kernel-missing", "panic-at-boot"],
     "tryboot": ["good", "health-fails", "flag-lost"],
 }
@@ -76,13 +76,14 @@ def run_on_one_machine(board, queue: list[str]) -> list[Outcome]:
                     say(f"{board.name}: story {story}")
                     stories.tell(story)(rig)
                     outcomes.append(Outcome(board.name, story, time.monotonic() - begun))
-            except RigError as error:
+            # Whatever it is: what it left is kept, and the other stories are told.
+            except Exception as error:
                 took = time.monotonic() - begun
                 kept = BUILD / "failed" / f"{board.name}-{story.replace(' ', '-')}"
                 rig.keep(kept)
                 shutil.copytree(folder / "cloud", kept / "cloud", symlinks=True)
                 say(f"{board.name}: story {story} FAILED; disk, console and twin: {kept}")
-                outcomes.append(Outcome(board.name, story, took, f"{error}\nkept: {kept}"))
+                outcomes.append(Outcome(board.name, story, took, f"{error!r}\nkept: {kept}"))
                 if story == "first boot":
                     queue.clear()
     finally:
@@ -215,7 +216,8 @@ def main() -> int:
             case "short":
                 return parts() or max(tell_stories(SHORT), short_cuts())
             case "story":
-                names = [stories.GOOD, *stories.BAD] if given.name == ["all"] else given.name
+                every = stories.COMMON + stories.OF_BOARD.get(given.board, [])
+                names = every if given.name == ["all"] else given.name
                 for name in names:
                     stories.tell(name)
                 return tell_stories({given.board: names})

@@ -27,6 +27,16 @@ GUEST_ADDRESS = "10.0.2.100"
 MQTT_PORT, IMAGES_PORT = 8883, 8443
 START_LIMIT_S = 30
 CALL_LIMIT_S = 60
+# The hub waits for the device to connect, and then for its answer.
+ANSWER_LIMIT_S = 2 * CALL_LIMIT_S + 30
+
+
+class HubError(RigError):
+    """The hub refuses what was asked for."""
+
+    def __init__(self, code: int, text: str):
+        super().__init__(text)
+        self.code = code
 
 
 class Cloud:
@@ -107,11 +117,13 @@ class Cloud:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": self._token(), "Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, context=self._tls, timeout=2 * CALL_LIMIT_S) as got:
+            with urllib.request.urlopen(request, context=self._tls, timeout=ANSWER_LIMIT_S) as got:
                 return json.load(got)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
-            raise RigError(f"the hub answers {error.code} to {method} {path}: {text}") from error
+            raise HubError(error.code, f"the hub answers {error.code} to {method} {path}: {text}") from error
+        except OSError as error:
+            raise RigError(f"the hub does not answer to {method} {path}: {error}") from error
 
     def call(self, method: str, payload) -> tuple[int, dict]:
         """Calls a direct method; waits for the device to connect, too."""
@@ -119,6 +131,16 @@ class Cloud:
             "methodName": method, "payload": payload,
             "connectTimeoutInSeconds": CALL_LIMIT_S, "responseTimeoutInSeconds": CALL_LIMIT_S})
         return answer["status"], answer["payload"]
+
+    def wait_event(self, kind: str, since: int, limit: float, alive=lambda: True) -> None:
+        """Waits until the hub has seen an event of this kind, after the first `since` events."""
+        deadline = time.monotonic() + limit
+        with self._news:
+            while not any(event["event"] == kind for event in self.events[since:]):
+                if (left := deadline - time.monotonic()) <= 0 or not alive():
+                    why = "the machine is off" if left > 0 else f"not within {limit:.0f} s"
+                    raise RigError(f"{why}: {kind} of {DEVICE}")
+                self._news.wait(min(left, 2))
 
     def desire(self, desired: dict) -> None:
         """Patches the desired section of the twin."""

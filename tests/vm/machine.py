@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -30,8 +31,9 @@ class Machine:
     def __init__(self, command: list, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "console.log"
-        self._qmp_path = folder / "qmp"
-        self._qmp_path.unlink(missing_ok=True)
+        # Not in the folder: the path of a socket must be short.
+        self._sockets = tempfile.TemporaryDirectory(prefix="twinboot-vm-")
+        self._qmp_path = Path(self._sockets.name) / "qmp"
         self._text = ""
         self._seen = 0
         self._end = False
@@ -159,6 +161,7 @@ class Machine:
             self._qmp = None
         self._process.stdin.close()
         self._errors.close()
+        self._sockets.cleanup()
 
     def quit(self) -> None:
         """Ends QEMU in order, so that the files of its drives are whole. The guest notices nothing."""

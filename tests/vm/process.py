@@ -31,7 +31,7 @@ def tethered(command: list) -> list[str]:
 
 
 def spawn(command: list, **options) -> subprocess.Popen:
-    """Starts `command`, tethered. Only from the main thread: the tether is the thread's."""
+    """Starts `command`, tethered to the thread that calls, which must live as long as it."""
     options.setdefault("stdin", subprocess.DEVNULL)
     # A session of its own, so that Ctrl-C reaches the driver alone, which ends things in order.
     return subprocess.Popen(tethered(command), start_new_session=True, **options)
@@ -46,7 +46,7 @@ def run(command: list, **options) -> str:
             tethered(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
         )
     except FileNotFoundError as error:
-        raise RigError(f"{error.filename} is not there: `packaging/setup/vm.sh` installs it") from error
+        raise RigError(f"{error.filename} is not there: `make vm-packages-all` installs it") from error
     if done.returncode != 0:
         said = done.stderr if options["text"] else done.stderr.decode(errors="replace")
         words = " ".join(map(str, command))

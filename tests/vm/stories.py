@@ -10,12 +10,14 @@ from pathlib import Path
 import disk as disks
 import rootfs
 from boards import Board
-from cloud import Cloud
+from cloud import Cloud, HubError
 from process import RigError, say
 
 # Emulated machines on a busy host: only a story that hangs is to be ended by these, in seconds.
 BOOT_LIMIT_S = 300
 UPDATE_LIMIT_S = 900
+# An agent that is tempted by what the twin asks for begins at once; that it does not, nobody tells.
+TEMPTATION_S = 10
 
 GOOD = "good"
 CABLE_OUT = "cable-out"
@@ -48,23 +50,29 @@ class Bad:
     journal: str | None = None
 
 
+# The new slot was started, and its agent was not.
+CAME_UP_IN_OLD = "the bootloader came up in the old slot"
+
 # What each variant of `rootfs.VARIANTS` ends with.
 BAD = {
-    "kernel-missing": Bad("fellBack", "bootloader"),
-    "init-missing": Bad("fellBack", "bootloader"),
-    "panic-at-boot": Bad("fellBack", "bootloader", desired=False),
-    "agent-missing": Bad("fellBack", "bootloader", journal="Failed at step EXEC"),
-    "agent-crashes": Bad("fellBack", "bootloader", journal="SEGV"),
-    "no-network": Bad("unhealthy", "hub"),
-    "wrong-credentials": Bad("unhealthy", "hub", desired=False),
+    "kernel-missing": Bad("fellBack", CAME_UP_IN_OLD),
+    "init-missing": Bad("fellBack", CAME_UP_IN_OLD),
+    "panic-at-boot": Bad("fellBack", CAME_UP_IN_OLD, desired=False),
+    "agent-missing": Bad("fellBack", CAME_UP_IN_OLD, journal="Failed at step EXEC"),
+    "agent-crashes": Bad("fellBack", CAME_UP_IN_OLD, journal="SEGV"),
+    "no-network": Bad("unhealthy", "unreachable"),
+    "wrong-credentials": Bad("unhealthy", "the hub refused", desired=False),
     "health-fails": Bad("unhealthy", "the pump does not answer", journal="the pump does not"),
-    "freezes-early": Bad("fellBack", "bootloader"),
-    "hangs-early": Bad("fellBack", "bootloader"),
-    "clock-unset": Bad("unhealthy", "clock"),
+    "freezes-early": Bad("fellBack", CAME_UP_IN_OLD),
+    "hangs-early": Bad("fellBack", CAME_UP_IN_OLD),
+    "clock-unset": Bad("unhealthy", "waiting for the clock to be set"),
 }
 
 
-NAMES = [GOOD, CABLE_OUT, FLAG_LOST, ENVIRONMENT_LOST, *BAD]
+# The stories of every board, and those of some.
+COMMON = [GOOD, *BAD]
+OF_BOARD = {"grub": [CABLE_OUT, ENVIRONMENT_LOST], "tryboot": [FLAG_LOST]}
+NAMES = [*COMMON, *(name for names in OF_BOARD.values() for name in names)]
 
 
 class Rig:
@@ -75,6 +83,8 @@ class Rig:
         self.disk = folder / "disk.img"
         self.machine = None
         self._updates = 0
+        # The hub's events before this start of the machine.
+        self._before = 0
 
     def __enter__(self):
         return self
@@ -95,6 +105,7 @@ class Rig:
 
     def on(self) -> None:
         """Switches the machine on."""
+        self._before = len(self.cloud.events)
         self.machine = self.board.machine(self.disk, self.folder, self.cloud.network())
 
     def off(self) -> None:
@@ -113,10 +124,14 @@ class Rig:
         return self.cloud.wait_twin(predicate, limit, what, lambda: not self.machine.ended())
 
     def wait_settled(self, slot: str, version: str) -> dict:
-        """Waits until the device reports, in a session of this boot, that it runs `version` in
-        `slot`, confirmed."""
+        """Waits until the device, switched on, has read its twin, and says when asked and in the
+        twin that it runs `version` in `slot`, confirmed."""
         self.wait_boot(slot)
-        self.machine.wait_for(r"connected to the hub", BOOT_LIMIT_S)
+        self.cloud.wait_event("twinGet", self._before, BOOT_LIMIT_S, lambda: not self.machine.ended())
+        deadline = time.monotonic() + BOOT_LIMIT_S
+        while not ((status := self.ask()).get("confirmed") and status["bootedSlot"] == slot):
+            need(time.monotonic() < deadline, f"slot {slot} is confirmed", status)
+            time.sleep(1)
         def settled(twin):
             ours = twin.get("twinboot", {})
             return ours.get("confirmed") and ours.get("bootedSlot") == slot
@@ -124,6 +139,16 @@ class Rig:
         need(twin["twinboot"]["runningVersion"] == version, f"{version} runs", twin["twinboot"])
         self.say(f"{version} runs in slot {slot}, confirmed")
         return twin
+
+    def ask(self) -> dict:
+        """What the device says of itself when asked now; empty while it is not online."""
+        try:
+            code, status = self.cloud.call("getFirmwareStatus", None)
+        except HubError as error:
+            if error.code in (404, 504):
+                return {}
+            raise
+        return status if code == 200 else {}
 
     def send(self, version: str, variant: str = GOOD, desired: bool = False) -> str:
         """Has an image installed; returns the id of the run once the device has taken it."""
@@ -135,11 +160,14 @@ class Rig:
         self.machine.mark()
         if desired:
             self.cloud.desire({"firmware": {"fwVersion": version, "fwPackageURI": url}})
-            def taken(twin):
+            # One that is refused at once is over before anybody looks.
+            def newest(twin):
                 ours = twin["twinboot"]
-                return ours["update"].get("id", before) != before
-            twin = self.wait(taken, UPDATE_LIMIT_S, "the desired image is taken")
-            run_id = twin["twinboot"]["update"]["id"]
+                last = ours.get("lastUpdate", {}).get("id")
+                return last if last != before else ours["update"].get("id")
+            twin = self.wait(lambda twin: newest(twin) not in (None, before), UPDATE_LIMIT_S,
+                             "the desired image is taken")
+            run_id = newest(twin)
         else:
             status, answer = self.cloud.call(
                 "firmwareUpdate", {"fwPackageUri": url, "fwVersion": version})
@@ -166,7 +194,10 @@ class Rig:
 
     def keep(self, to: Path) -> None:
         """Keeps what a failure left: disk, console, twin, and the servers' logs."""
-        twin = self.cloud.reported()
+        try:
+            twin = self.cloud.reported()
+        except RigError as error:
+            twin = str(error)
         self.off()
         shutil.rmtree(to, ignore_errors=True)
         shutil.copytree(self.folder, to, symlinks=True,
@@ -253,6 +284,7 @@ def bad(rig: Rig, variant: str) -> None:
     need(tutorial["status"] == "applyFailed", "the tutorials see it", tutorial)
     need(tutorial["error"]["code"] == ends.code, "the tutorials see why", tutorial)
     need((ours["bootedSlot"], ours["runningVersion"]) == (slot, old), f"{old} runs", ours)
+    need(ours["slots"][other(slot)]["state"] == "bad", f"slot {other(slot)} is bad", ours)
     rig.say(f"the twin says: {last['reason']}")
     if ends.journal:
         shows_journal(rig, ends.journal)
@@ -287,8 +319,9 @@ def untempted(rig: Rig, slot: str, old: str, run_id: str) -> None:
     variables = rig.board.variables(rig.disk)
     need(rig.board.next_slot(rig.disk) == slot, f"the boot loader keeps to slot {slot}", variables)
     rig.on()
-    twin = rig.wait_settled(slot, old)
-    ours = twin["twinboot"]
+    rig.wait_settled(slot, old)
+    time.sleep(TEMPTATION_S)
+    ours = rig.ask()
     need(ours["update"]["phase"] == "idle" and ours["lastUpdate"]["id"] == run_id,
          "nothing is tried again", ours)
     need(len(rig.cloud.transfers(rig.name)) == fetched, "nothing is fetched again",

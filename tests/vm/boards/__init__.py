@@ -6,7 +6,7 @@ from pathlib import Path
 
 import disk as disks
 from machine import Machine
-from process import BUILD, REPOSITORY, RigError
+from process import REPOSITORY, RigError
 
 # Name on the command line: module and class.
 _BOARDS = {
@@ -91,7 +91,7 @@ class Board(ABC):
         """The slot that the boot loader takes next, by its own rules, from a disk that is off."""
 
     def data_partition(self, data: dict[str, bytes], work: Path) -> Path:
-        """A data partition as `image/fstab` wants it, as a file."""
+        """A data partition as the images mount it, as a file."""
         tree = disks.empty_folder(work / "data")
         for folder, mode in (("twinboot", 0o700), ("journal", 0o755), ("rig", 0o755)):
             (tree / folder).mkdir(mode=mode)
@@ -102,8 +102,8 @@ class Board(ABC):
             file.chmod(0o600)
         return disks.make_ext4(work / "data.img", self.data_mib, tree, "data")
 
-    def work_folder(self) -> Path:
-        """A folder for what is made on the way to a disk."""
-        folder = BUILD / "work" / self.name
+    def work_folder(self, disk: Path) -> Path:
+        """A folder for what is made on the way to `disk`."""
+        folder = disk.parent / "factory"
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -62,7 +62,7 @@ kind = "grub"
                 "noatime,umask=0077,nofail,x-systemd.before=twinbootd.service 0 0"]
 
     def make_disk(self, path: Path, image: Path, data: dict[str, bytes]) -> None:
-        work = self.work_folder()
+        work = self.work_folder(path)
         good = environment_block(ORDER="A B", A_OK="1", A_TRY="0", B_OK="0", B_TRY="0",
                                  GOOD="A")
         boot = disks.make_fat(work / "boot.img", BOOT_MIB, {

@@ -131,7 +131,7 @@ kind = "tryboot"
         tree.link("boot/firmware/initramfs8", "../initrd.img")
 
     def make_disk(self, path: Path, image: Path, data: dict[str, bytes]) -> None:
-        work = self.work_folder()
+        work = self.work_folder(path)
         autoboot = disks.make_fat(work / "autoboot.img", AUTOBOOT_MIB, {
             "autoboot.txt": SHIPPED / "autoboot.txt",
         })

@@ -77,8 +77,11 @@ kind = "uboot"
     def customise(self, tree) -> None:
         tree.write("etc/fw_env.config", (SHIPPED / "fw_env.config").read_text())
 
+    def recipe(self) -> str:
+        return super().recipe() + (SHIPPED / "fw_env.config").read_text()
+
     def make_disk(self, path: Path, image: Path, data: dict[str, bytes]) -> None:
-        work = self.work_folder()
+        work = self.work_folder(path)
         script = work / "boot.scr"
         run(["mkimage", "-A", "arm64", "-T", "script", "-C", "none", "-d", SHIPPED / "boot.cmd", script])
         boot = disks.make_fat(work / "boot.img", BOOT_MIB, {
