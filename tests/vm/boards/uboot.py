@@ -121,6 +121,7 @@ kind = "uboot"
         except ValueError:
             return "A"
         order = (variables.get("BOOT_ORDER") or "A B").split()
-        ours = [slot for slot in order if slot in ("A", "B")] or ["A", "B"]
+        ours = [slot for slot in order if slot in ("A", "B")]
         fresh = [slot for slot in ours if left(variables, slot) > 0]
-        return (fresh or ours)[0]
+        # All counters are full again where none is left, also where the order names no slot.
+        return next(iter(fresh or ours or ["A"]))

@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from stories import Rig
 from cuts.layout import partitions
 from cuts.oracle import BOOT_LOADERS, Oracle, Verdict
 from cuts.record import RecordedRig, images, record
+from cuts.trials import failed, told
 from cuts.truth import Brick, Tally, Untruth, check, rest
 from cuts.writelog import Disk, Sampling, WriteLog, states
 
@@ -141,33 +143,29 @@ def run(
     packages.build(board.arch)
     tally = Tally()
     problems = []
+    known = images(board, variant)
     with Cloud(folder / "cloud") as cloud:
         with RecordedRig(board, cloud, folder / "recorded") as rig:
-            known = images(rig, variant)
-            log = record(rig, variant)
-        found = judge_all(name, rig.base, log, known, choice)
-        tally.cuts = found.states
-        for verdict in found.bad:
-            tally.bricks += bool(verdict.bricks)
-            tally.untruths += bool(verdict.untruths)
-            problems.append(f"state {verdict}")
-        with Rig(board, cloud, folder / "sample") as sample:
-            for verdict in chosen(found, boots):
-                sample.folder.mkdir(exist_ok=True)
-                save(rig.base, log, choice, verdict.cut.name, sample.disk)
-                transfers = len(cloud.transfers(rig.name))
-                try:
-                    boot(sample, verdict, known)
-                except RigError as error:
-                    tally.untruths += isinstance(error, Untruth)
-                    tally.bricks += not isinstance(error, Untruth)
-                    problems.append(f"booted {verdict}: {error}")
-                    kept = BUILD / "failed" / f"state-{verdict.cut.name.replace(' ', '-')}"
-                    sample.keep(kept)
-                    say(f"FAILED; disk, console and twin: {kept}")
-                finally:
-                    sample.off()
-                tally.count_resumes(cloud.transfers(rig.name)[transfers:])
+            try:
+                log = record(rig, variant)
+            except Exception as error:
+                print(f"\n{failed(rig, 'recording', error, BUILD / 'failed')}")
+                print(tally)
+                return 1
+        try:
+            found = judge_all(name, rig.base, log, known, choice)
+            tally.cuts = found.states
+            for verdict in found.bad:
+                tally.bricks += bool(verdict.bricks)
+                tally.untruths += bool(verdict.untruths)
+                problems.append(f"state {verdict}")
+            with Rig(board, cloud, folder / "sample") as sample:
+                for verdict in chosen(found, boots):
+                    problems += boot_one(sample, rig, log, choice, verdict, known, tally)
+        except Exception as error:
+            # The oracle itself stumbles over a state.
+            tally.count_failure(error)
+            problems.append(told(error) + "\n" + "".join(traceback.format_exception(error)))
         if problems:
             # The disk of any state can be made again from these two.
             kept = BUILD / "failed" / "recording"
@@ -180,6 +178,32 @@ def run(
         print(f"\n{problem}")
     print(tally)
     return 1 if problems else 0
+
+
+def boot_one(
+    sample: Rig,
+    recorded: RecordedRig,
+    log: WriteLog,
+    choice: Choice,
+    verdict: Verdict,
+    known: dict[str, Path],
+    tally: Tally,
+) -> list[str]:
+    """Boots the disk of one state, and counts and returns what was wrong."""
+    problems = []
+    sample.folder.mkdir(exist_ok=True)
+    transfers = len(sample.cloud.transfers(recorded.name))
+    try:
+        save(recorded.base, log, choice, verdict.cut.name, sample.disk)
+        boot(sample, verdict, known)
+    except Exception as error:
+        tally.count_failure(error)
+        name = f"state {verdict.cut.name}"
+        problems.append(f"booted {verdict}: {failed(sample, name, error, BUILD / 'failed')}")
+    finally:
+        sample.off()
+    tally.count_resumes(sample.cloud.transfers(recorded.name)[transfers:])
+    return problems
 
 
 def chosen(found: Findings, boots: int) -> list[Verdict]:

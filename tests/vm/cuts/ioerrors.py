@@ -1,7 +1,8 @@
 """Disks that fail: while the slot is written, while it is read back, while the state is saved, while
 the boot loader is told. The device must survive, say so, and update once the disk works again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from cuts.layout import SECTOR, partitions
 from cuts.nbd import FLUSH, READ, WRITE, Fault
 from cuts.record import images
 from cuts.soak import VolatileRig, newer
-from cuts.truth import Tally, Untruth, check, rest
+from cuts.trials import run_all
+from cuts.truth import Tally, check, rest
 
 # For faults that do not go away by themselves.
 FOR_EVER = None
@@ -140,9 +142,11 @@ def torn_superblock(rig: VolatileRig, known: dict[str, bytes]) -> None:
 
 
 NAMES = ["torn superblock", *CASES, *NOT_SAVED]
+# What is done with a machine, by the whole images that its slots may hold.
+Case = Callable[[VolatileRig, dict[str, bytes]], None]
 
 
-def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
+def _case(name: str) -> Case:
     """The case with this name."""
     match name:
         case "torn superblock":
@@ -157,36 +161,31 @@ def _case(name: str) -> Callable[[VolatileRig, dict[str, bytes]], None]:
 def run(board_name: str, folder: Path, names: list[str]) -> int:
     """The named cases, or all, one after the other on one machine as long as it lives; returns the
     exit code."""
-    left = [(name, _case(name)) for name in names or NAMES]
-    total, failures = len(left), []
+    cases = [(name, _case(name)) for name in names or NAMES]
     board = boards.board(board_name)
     packages.build(board.arch)
+    known = contents(images(board))
     tally = Tally()
-    while left:
+    total = len(cases)
+
+    @contextmanager
+    def machine(first: str) -> Iterator[VolatileRig]:
         with (
-            Cloud(folder / f"cloud-{len(left)}") as cloud,
-            VolatileRig(board, cloud, folder / f"machine-{len(left)}") as rig,
+            Cloud(folder / f"cloud-{first}") as cloud,
+            VolatileRig(board, cloud, folder / f"machine-{first}") as rig,
         ):
-            known = contents(images(rig))
-            name = "first boot"
-            try:
-                rig.factory()
-                while left:
-                    name, case = left.pop(0)
-                    say(f"I/O errors: {name}")
-                    tally.cuts += 1
-                    case(rig, known)
-            except RigError as error:
-                tally.untruths += isinstance(error, Untruth)
-                tally.bricks += not isinstance(error, Untruth)
-                kept = BUILD / "failed" / f"io-{name.replace(' ', '-')}"
-                rig.keep(kept)
-                failures.append(f"{name}: {error}\nkept: {kept}")
-                say(f"FAILED: {failures[-1]}")
-                if name == "first boot":
-                    break
+            yield rig
+
+    def one(rig: VolatileRig, case: tuple[str, Case]) -> None:
+        say(f"I/O errors: {case[0]}")
+        tally.cuts += 1
+        case[1](rig, known)
+
+    failures = run_all(
+        cases, machine, one, lambda case: f"io-{case[0].replace(' ', '-')}", tally, BUILD / "failed"
+    )
     for failure in failures:
         print(f"\n{failure}")
-    print(f"I/O errors: {total} cases, {len(failures)} failed")
+    print(f"I/O errors: {total} cases, {len(failures)} failures")
     print(tally)
     return 1 if failures else 0

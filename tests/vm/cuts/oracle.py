@@ -7,16 +7,15 @@ What must be true of every disk that a power cut leaves:
 * the state file loads, is as old as the last flush at most, and tells nothing that is not so.
 """
 
-import itertools
 import mmap
 import os
 import subprocess
 import tempfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from boards import uboot as environment
 from boards.tryboot import SLOT_OF_PARTITION, boot_partition
 
 from cuts import bootscript
@@ -137,23 +136,23 @@ def grub(script: Path = SCRIPTS / "grub/grub.cfg") -> BootLoader:
     return BootLoader("boot", starts)
 
 
-# The two copies of U-Boot's environment in their partition (packaging/boot/uboot/fw_env.config), and
-# what boot.cmd gives a slot that has no counter, or all of them when none has boots left.
-COPIES, COPY_BYTES = (0, 1 << 20), 0x2000
+# What boot.cmd gives all slots when none has boots left.
 BOOTS_LEFT = 3
 
 
 def uboot() -> BootLoader:
-    """U-Boot with the choice of the shipped boot.cmd, done again in Python."""
+    """U-Boot with the choice of the shipped boot.cmd, done again in Python; the environment is read
+    by the board's own module."""
 
     def starts(read: Read) -> tuple[list[str | None], list[str]]:
-        copies = [_copy(read(at, COPY_BYTES)) for at in COPIES]
-        # The larger number is the newer one, and 0 comes after 255.
-        valid = [copy for copy in copies if copy]
-        valid.sort(key=lambda copy: copy[0], reverse={copy[0] for copy in valid} == {0, 255})
-        variables = valid[-1][1] if valid else {}
+        partition = read(0, environment.COPIES[-1] + environment.COPY_SIZE)
+        copies = [
+            environment.parse_copy(partition[at : at + environment.COPY_SIZE])
+            for at in environment.COPIES
+        ]
+        variables = environment.parse_environment(partition) if any(copies) else {}
         order = (variables.get("BOOT_ORDER") or "A B").split()
-        left = {slot: _left(variables.get(f"BOOT_{slot}_LEFT")) for slot in "AB"}
+        left = {slot: environment.left(variables, slot) for slot in "AB"}
         found = []
         for _ in range(2 * BOOTS_LEFT + 2):
             ready = [slot for slot in order if left.get(slot, 0) > 0]
@@ -166,24 +165,6 @@ def uboot() -> BootLoader:
         return found, [f"copy {number}" for number, copy in enumerate(copies) if not copy]
 
     return BootLoader("ubootenv", starts)
-
-
-def _copy(content: bytes) -> tuple[int, dict[str, str]] | None:
-    """Number and variables of one copy; None if its checksum is wrong."""
-    if zlib.crc32(content[5:]) != int.from_bytes(content[:4], "little"):
-        return None
-    # The first empty string is the end; behind it anything may stand.
-    texts = itertools.takewhile(bool, content[5:].split(b"\0"))
-    pairs = (text.decode("utf-8", "replace").partition("=") for text in texts)
-    return content[4], {name: value for name, equals, value in pairs if equals}
-
-
-def _left(value: str | None) -> int:
-    """What the script makes of a counter, which is hexadecimal."""
-    try:
-        return int(value, 16) if value else BOOTS_LEFT
-    except ValueError:
-        return 0
 
 
 def tryboot() -> BootLoader:
@@ -287,6 +268,8 @@ class Oracle:
         # States of the file that a cut may leave now: the one at the last flush, and newer ones.
         self._may_load: list[bytes | None] = []
         self._durable_at = -1
+        # Whether a state is on the medium for good: from then on there must always be one.
+        self._has_durable = False
 
     def close(self) -> None:
         """Removes what it worked with."""
@@ -336,9 +319,14 @@ class Oracle:
                 self._durable_at = self.data.version
                 del self._may_load[:-1]
             self._may_load.append(data.state)
+            # The first of them is on the medium.
+            self._has_durable |= self._may_load[0] is not None
         elif self.sees_all and data.state not in self._may_load:
             verdict.untruths.append("a state comes back that was replaced for good, or never was")
         if data.state is None:
+            # The agent would begin anew, as if it had never heard of an update.
+            if self._has_durable and verdict.cut.is_prefix:
+                verdict.untruths.append("the state file is gone, and was on the medium for good")
             return
         try:
             saved = verdict.saved = Saved.load(data.state)

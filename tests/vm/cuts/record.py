@@ -4,6 +4,7 @@ from pathlib import Path
 
 import disk as disks
 import rootfs
+from boards import Board
 from process import say
 from stories import UPDATE_LIMIT_S, Rig, need
 
@@ -36,6 +37,7 @@ class RecordedRig(Rig):
             f"log.driver=file,log.filename={self.log},log-append=off,log-sector-size=512"
         )
         drive = ["-blockdev", blocks, *UNMERGED]
+        self._before = len(self.cloud.events)
         self.machine = self.board.machine(
             self.disk, self.folder, self.cloud.network(), drive=drive
         )
@@ -67,9 +69,9 @@ def record(rig: RecordedRig, variant: str = "good") -> WriteLog:
     return log
 
 
-def images(rig: Rig, variant: str | None = None) -> dict[str, Path]:
+def images(board: Board, variant: str | None = None) -> dict[str, Path]:
     """The whole images that a slot may hold, by their versions."""
-    known = {version: rootfs.slot_image(rig.board, version) for version in (OLD, NEW)}
+    known = {version: rootfs.slot_image(board, version) for version in (OLD, NEW)}
     if variant not in (None, "good"):
-        known[SICK] = rootfs.slot_image(rig.board, SICK, variant)
+        known[SICK] = rootfs.slot_image(board, SICK, variant)
     return known

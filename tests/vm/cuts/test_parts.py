@@ -1,6 +1,7 @@
 """The parts of this folder, tried without a machine; above all: an oracle that can fail."""
 
 import hashlib
+import io
 import json
 import os
 import struct
@@ -10,14 +11,26 @@ import tempfile
 import threading
 import unittest
 import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cuts import bootscript, nbd, oracle  # noqa: E402
+import disk as disks  # noqa: E402
+from boards import uboot  # noqa: E402
+from process import RigError  # noqa: E402
+
+from cuts import bootscript, nbd, oracle, soak  # noqa: E402
+from cuts import enumerate as enumerate_  # noqa: E402
 from cuts.fat import Damaged, Fat  # noqa: E402
 from cuts.layout import SECTOR, partitions  # noqa: E402
 from cuts.oracle import TOOLS, Oracle, Verdict, grub  # noqa: E402
+from cuts.trials import run_all  # noqa: E402
+from cuts.truth import Brick, Tally, Untruth, WrongEnd  # noqa: E402
 from cuts.writelog import FLUSH, FUA, MAGIC, Cut, Disk, Sampling, WriteLog, states  # noqa: E402
 
 MIB = 1 << 20
@@ -280,6 +293,25 @@ class TheOracle(MadeDisk):
             verdict = judge.judge(Cut("lie", 3, lost=1))
             self.assertIn("comes back", str(verdict.untruths))
 
+    def test_a_state_that_is_gone_is_told(self) -> None:
+        verdicts = self.judge(("data", 0, self.ext4(FETCHING)), ("data", 0, self.ext4(None)))
+        self.assertEqual([bool(verdict.untruths) for verdict in verdicts[:2]], [False] * 2)
+        self.assertIn("is gone", str(verdicts[-1].untruths))
+        # Whatever is saved after that, it was gone.
+        self.assertIn("is gone", str(self.last(("data", 0, self.ext4(None))).untruths))
+
+    def test_a_device_that_never_saved_anything_has_no_state(self) -> None:
+        new = self.at / "new.img"
+        new.write_bytes(self.base.read_bytes())
+        self.put(new, self.parts["data"].offset, self.ext4(None))
+        recorder = Recorder(self.at / "log")
+        recorder.write(self.parts["data"].offset, self.ext4(IDLE))
+        disk = Disk.of(new, recorder.log())
+        with self.oracle(disk) as judge:
+            for cut in states(disk, Sampling(seed=1, losses=20)):
+                # Torn at any sector the file system may be repaired, but nobody lies.
+                self.assertNotIn("is gone", str(judge.judge(cut).untruths))
+
     def test_a_data_partition_without_its_superblock_is_counted(self) -> None:
         verdict = self.last(("data", 1024, bytes(1024)))
         self.assertIn("full repair (code 8)", str(verdict.notes))
@@ -422,6 +454,12 @@ class TheVolatileDisk(unittest.TestCase):
         self.assertEqual(self.disk.read(512, 1), b"\2")
         self.assertEqual(self.disk.read(1024, 1), b"\0")
 
+    def test_a_client_that_ends_in_order_leaves_nothing_in_the_cache(self) -> None:
+        # The firmware of the tryboot machine then reads the image, not the cache.
+        with nbd.Server(self.disk, self.at / "socket"):
+            self.io("write -P 1 0 8k")
+            self.assertEqual(self.image.read_bytes()[:8192], b"\1" * 8192)
+
     def test_it_fails_where_it_is_told_to(self) -> None:
         self.disk.faults = [
             nbd.Fault(nbd.WRITE, range(4096, 8192), skip=1, count=1),
@@ -519,11 +557,11 @@ class UBoots(unittest.TestCase):
     @staticmethod
     def copy(number: int, **variables: str) -> bytes:
         text = b"".join(f"{name}={value}\0".encode() for name, value in variables.items())
-        data = text.ljust(oracle.COPY_BYTES - 5, b"\0")
+        data = text.ljust(uboot.COPY_SIZE - 5, b"\0")
         return struct.pack("<IB", zlib.crc32(data), number) + data
 
     def starts(self, first: bytes, second: bytes) -> tuple[str, list[str]]:
-        content = first.ljust(oracle.COPIES[1], b"\0") + second
+        content = first.ljust(uboot.COPIES[1], b"\0") + second
         slots, unreadable = oracle.uboot().starts(lambda at, length: content[at : at + length])
         return "".join(slots), unreadable
 
@@ -539,14 +577,258 @@ class UBoots(unittest.TestCase):
         self.assertEqual(self.starts(self.copy(1, **a), bytes(torn)), ("A" * 8, ["copy 1"]))
 
     def test_an_environment_without_variables(self) -> None:
-        data = b"\0".ljust(oracle.COPY_BYTES - 5, b"\xff")
+        data = b"\0".ljust(uboot.COPY_SIZE - 5, b"\xff")
         empty = struct.pack("<IB", zlib.crc32(data), 2) + data
         full = self.copy(1, BOOT_ORDER="B", BOOT_B_LEFT="1")
         self.assertEqual(self.starts(empty, full), ("AAABBBAA", []))
 
     def test_without_a_copy_both_slots_are_tried(self) -> None:
-        nothing = bytes(oracle.COPY_BYTES)
+        nothing = bytes(uboot.COPY_SIZE)
         self.assertEqual(self.starts(nothing, nothing), ("AAABBBAA", ["copy 0", "copy 1"]))
+
+    def test_the_oracle_and_the_board_foretell_the_same(self) -> None:
+        # What the board says is compared with the real U-Boot (test_uboot_script.py).
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "disk")
+            disks.make_gpt(path, [disks.Partition(1, "ubootenv", uboot.ENVIRONMENT_MIB, "8300")])
+            offset, _ = disks.where(path, "ubootenv")
+            for order in ("A B", "B A", "B", "rescue B A", "rescue", ""):
+                for a, b in (("3", "1"), ("0", "1"), ("0", "0"), ("zz", "2"), ("", ""), ("a", "zz")):
+                    with self.subTest(order=order, a=a, b=b):
+                        variables = {"BOOT_ORDER": order, "BOOT_A_LEFT": a, "BOOT_B_LEFT": b}
+                        copy = self.copy(1, **variables)
+                        MadeDisk.put(path, offset, copy)
+                        foretold = uboot.UBoot().next_slot(path)
+                        self.assertEqual(self.starts(copy, b"")[0][0], foretold)
+
+
+class TheVolatileRig(unittest.TestCase):
+    """Leaves nothing behind, also where the machine cannot be started."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.board = mock.Mock()
+        self.rig = soak.VolatileRig(self.board, mock.Mock(events=[]), Path(folder.name))
+        self.rig.disk.write_bytes(bytes(MIB))
+
+    def test_a_cut_loses_what_was_not_flushed(self) -> None:
+        self.rig.on()
+        socket = Path(self.rig._socket.name, "disk")
+        drive = self.board.machine.call_args.kwargs["drive"]
+        self.assertTrue(socket.is_socket() and drive[1].endswith(f"server.path={socket}"), drive)
+        self.rig.device.write(0, b"f" * SECTOR, through=False)
+        self.rig.device.flush()
+        self.rig.device.write(SECTOR, b"x" * SECTOR, through=False)
+        lost = self.rig.off("1")
+        self.assertEqual(lost.kept + lost.torn + lost.lost, 1)
+        self.assertEqual(self.rig.disk.read_bytes()[:SECTOR], b"f" * SECTOR)
+        self.assertFalse(socket.parent.exists())
+        self.assertIsNone(self.rig.off())
+
+    def test_a_machine_that_does_not_start(self) -> None:
+        self.board.machine.side_effect = RigError("the firmware finds nothing to boot")
+        with self.assertRaises(RigError):
+            self.rig.on()
+        socket = Path(self.rig._socket.name)
+        self.rig.off()
+        self.assertFalse(socket.exists())
+
+
+class TheEnumeration(unittest.TestCase):
+    """Keeps what a recording left that did not succeed."""
+
+    def test_a_recording_that_fails_is_kept(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as said:
+            at = Path(folder)
+            (at / "recorded").mkdir()
+            (at / "recorded/base.img").write_bytes(b"base")
+            cloud = mock.MagicMock()
+            cloud.__enter__().reported.side_effect = OSError("no hub")
+            cloud.__enter__().folder = at / "cloud"
+            with mock.patch.multiple(
+                enumerate_, boards=mock.DEFAULT, packages=mock.DEFAULT, images=mock.DEFAULT,
+                Cloud=mock.Mock(return_value=cloud), BUILD=at / "build",
+                record=mock.Mock(side_effect=KeyError("twinboot")),
+            ):  # fmt: skip
+                code = enumerate_.run("grub", at, enumerate_.Choice(1), boots=1)
+            kept = at / "build/failed/recording"
+            self.assertEqual(code, 1)
+            self.assertEqual((kept / "base.img").read_bytes(), b"base")
+            self.assertIn("KeyError: 'twinboot'", said.getvalue())
+            self.assertTrue(said.getvalue().rstrip().splitlines()[-1].startswith("cuts 0, bricks"))
+
+
+class TheSoak(unittest.TestCase):
+    """Takes no end of an update for good that the cut does not explain."""
+
+    TRIED = "restarting into slot B\nreboot: Restarting system\nbooting slot B\n"
+
+    def test_ends(self) -> None:
+        back = "rolledBack (fellBack)"
+        for console, ends in (
+            ("fetching version 2", {"succeeded"}),
+            ("restarting into slot B", {"succeeded"}),
+            (self.TRIED, {"succeeded", back}),
+            (f"{self.TRIED}runs 2 on trial", {"succeeded", back}),
+            (f"{self.TRIED}on trial\nthe last update to 2 is confirmed", {"succeeded"}),
+            (f"the last update to 1 is confirmed\n{self.TRIED}", {"succeeded", back}),
+        ):
+            with self.subTest(console=console):
+                self.assertEqual(soak.ends("grub", soak.HEALTHY, console), ends)
+        for console in ("fetching", self.TRIED):
+            self.assertEqual(soak.ends("grub", soak.UNHEALTHY, console), {"rolledBack (unhealthy)", back})
+
+    def test_a_flag_for_one_start_is_lost_on_the_way_down(self) -> None:
+        leaves = "restarting into slot B\ntwinbootd[1]: restarting the machine\n"
+        for board, ends in (("grub", 1), ("uboot", 1), ("tryboot", 2)):
+            self.assertEqual(len(soak.ends(board, soak.HEALTHY, leaves)), ends, board)
+
+    def test_another_end_is_a_failure(self) -> None:
+        moment = soak.MOMENTS[0]
+        made = soak.Made("1", True, frozenset({"succeeded"}))
+        soak.need_end(moment, made, {"lastUpdate": {"result": "succeeded"}})
+        for last in ({"result": "failed", "code": "network"}, {"result": "rolledBack"}, {}):
+            with self.assertRaisesRegex(WrongEnd, "must end with succeeded"):
+                soak.need_end(moment, made, {"lastUpdate": last})
+        sick = replace(made, ends=soak.ends("grub", soak.UNHEALTHY, ""))
+        with self.assertRaises(WrongEnd):
+            soak.need_end(moment, sick, {"lastUpdate": {"result": "rolledBack"}})
+
+    def test_downloads_must_be_resumed(self) -> None:
+        cut = Counter({(soak.DOWNLOAD, "succeeded"): soak.MANY_DOWNLOADS})
+        few = Counter({(soak.DOWNLOAD, "succeeded"): soak.MANY_DOWNLOADS - 1, ("switch", "succeeded"): 9})
+        self.assertTrue(soak.never_resumed(Tally(ends=cut)))
+        self.assertFalse(soak.never_resumed(Tally(ends=cut, resumed=1)))
+        self.assertFalse(soak.never_resumed(Tally(ends=few)))
+
+    def test_a_cut_that_never_came_is_none(self) -> None:
+        for gone in (False, True):
+            rig = PlayedRig(gone)
+            limit, soak.AT_REST_S = soak.AT_REST_S, 0
+            try:
+                made = soak.cut_once(rig, soak.Moment("switch", "restarting into", 3), PLAYED_SEED)
+            finally:
+                soak.AT_REST_S = limit
+            self.assertEqual(made, soak.Made("7", gone, frozenset({"succeeded"})))
+
+
+# Of the random numbers 0 to 3 this one brings none that cuts at once.
+PLAYED_SEED = "1"
+
+
+class PlayedRig:
+    """A machine whose update is over at once, with or without a cut before that."""
+
+    def __init__(self, cuts: bool) -> None:
+        self.machine = self.device = self.cloud = self.board = self
+        self.name = "grub"
+        self.cuts, self.console = cuts, "idle; the last update to 1 is confirmed\n"
+
+    def running(self) -> tuple[str, str]:
+        return "A", "1.0.0"
+
+    def send(self, *_: object) -> str:
+        self.console += "restarting into slot B\n"
+        return "7"
+
+    def wait_for(self, pattern: str, limit: float) -> None:
+        assert pattern in self.console and limit
+
+    def cut_after(self, writes: int, then: object) -> None:
+        assert writes > 0
+        if self.cuts:
+            then()
+
+    def reported(self) -> dict:
+        return {"twinboot": {"lastUpdate": {"id": "7"}}}
+
+    def off(self, seed: str) -> nbd.Lost:
+        return nbd.Lost(1, 2, 3)
+
+    def say(self, text: str) -> None:
+        self.said = text
+
+
+class Trials(unittest.TestCase):
+    """Whatever happens in one, the others are counted, and the evidence is kept."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.at = Path(folder.name)
+        self.tally = Tally()
+        self.machines = 0
+        # From which machine on none comes up any more.
+        self.broken_from = 99
+
+    @contextmanager
+    def machine(self, first: str) -> Iterator["Trials"]:
+        """A rig: this test itself."""
+        self.machines += 1
+        self.folder = self.at / first
+        self.folder.mkdir()
+        (self.folder / "disk.img").write_bytes(b"disk")
+        (self.folder / "console.log").write_text("Linux")
+        yield self
+
+    @property
+    def cloud(self) -> "Trials":
+        return self
+
+    def factory(self) -> None:
+        if self.machines >= self.broken_from:
+            raise RigError("no space left")
+
+    def keep(self, to: Path) -> None:
+        raise ConnectionError(f"no hub, so nothing in {to}")
+
+    def run_them(self, *ends: Exception | None) -> list[str]:
+        """Trials that end so."""
+
+        def trial(_: object, number: int) -> None:
+            self.tally.cuts += 1
+            if ends[number]:
+                raise ends[number]
+
+        # What it shows of each failure is not this test's.
+        with redirect_stdout(io.StringIO()):
+            return run_all(list(range(len(ends))), self.machine, trial, "trial {}".format,
+                           self.tally, self.at / "kept")  # fmt: skip
+
+    def test_each_kind_of_failure_is_counted(self) -> None:
+        failures = self.run_them(
+            None, Brick("b"), Untruth("u"), WrongEnd("e"), None, KeyError("twinboot"),
+            TimeoutError("t"), ValueError("v"),
+        )  # fmt: skip
+        tally = self.tally
+        self.assertEqual((tally.cuts, tally.bricks, tally.untruths, len(failures)), (8, 4, 1, 6))
+        # The last one was the last trial.
+        self.assertEqual(self.machines, 6)
+
+    def test_the_evidence_is_kept_without_a_hub(self) -> None:
+        (failure,) = self.run_them(KeyError("twinboot"))
+        kept = self.at / "kept/trial-0"
+        self.assertIn("KeyError: 'twinboot'", failure)
+        self.assertIn("no hub", failure)
+        self.assertIn(str(kept), failure)
+        self.assertEqual((kept / "disk.img").read_bytes(), b"disk")
+        self.assertEqual((kept / "console.log").read_text(), "Linux")
+        self.assertIn("Traceback", (kept / "error.txt").read_text())
+
+    def test_it_ends_where_no_machine_comes_up_any_more(self) -> None:
+        self.broken_from = 2
+        failures = self.run_them(None, Brick("b"), None, None)
+        self.assertEqual(self.machines, 2)
+        self.assertIn("first boot: RigError: no space left", failures[1])
+        self.assertEqual(failures[2], "2 trials are not run")
+        self.assertEqual((self.tally.cuts, self.tally.bricks), (2, 1))
+
+    def test_the_last_line_stays(self) -> None:
+        self.assertEqual(
+            str(Tally(2, 0, 0, 1, 5)),
+            "cuts 2, bricks 0, untruthful reports 0, updates resumed 1, bytes saved by resume 5",
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Whether a device that came to rest tells what is so, and the sum of all cuts."""
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from process import RigError, say
 from stories import BOOT_LIMIT_S, UPDATE_LIMIT_S, Rig
@@ -22,6 +23,10 @@ class Untruth(RigError):
     """The device, or the twin, tells what is not so."""
 
 
+class WrongEnd(RigError):
+    """The update ended, and the device tells so, but this cut is no reason for such an end."""
+
+
 @dataclass
 class Tally:
     """What all cuts together came to."""
@@ -31,12 +36,21 @@ class Tally:
     untruths: int = 0
     resumed: int = 0
     saved_bytes: int = 0
+    # How often a cut at this moment (first) was followed by this end of the update (second).
+    ends: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         return (
             f"cuts {self.cuts}, bricks {self.bricks}, untruthful reports {self.untruths}, "
             f"updates resumed {self.resumed}, bytes saved by resume {self.saved_bytes}"
         )
+
+    def count_failure(self, error: Exception) -> None:
+        """Takes the failure of a trial. Whatever the rig stumbled over may be a brick."""
+        if isinstance(error, Untruth):
+            self.untruths += 1
+        elif not isinstance(error, WrongEnd):
+            self.bricks += 1
 
     def count_resumes(self, transfers: list[dict]) -> None:
         """Takes the transfers of one image: what a later one did not fetch again is saved."""
@@ -61,7 +75,7 @@ def rest(rig: Rig, run_id: str | None, connected: bool = False) -> dict:
             rig.machine.wait_for(r"connected to the hub", UPDATE_LIMIT_S)
         while True:
             known = len(rig.cloud.events)
-            status = _ask(rig)
+            status = rig.ask()
             over = run_id is None or status.get("lastUpdate", {}).get("id") == run_id
             if status.get("update", {}).get("phase") == "idle" and status.get("confirmed") and over:
                 break
@@ -70,23 +84,12 @@ def rest(rig: Rig, run_id: str | None, connected: bool = False) -> dict:
         raise Brick(f"the device does not come to rest: {error}") from error
     try:
         rig.wait(
-            lambda twin: all(twin["twinboot"].get(key) == status.get(key) for key in TOLD),
+            lambda twin: all(twin.get("twinboot", {}).get(key) == status.get(key) for key in TOLD),
             BOOT_LIMIT_S, f"the twin says what the device says: {status}",
         )  # fmt: skip
     except RigError as error:
         raise Untruth(str(error)) from error
     return status
-
-
-def _ask(rig: Rig) -> dict:
-    """What the device answers; empty while it is not online."""
-    try:
-        code, status = rig.cloud.call("getFirmwareStatus", None)
-    except RigError as error:
-        if "404103" in str(error) or "not online" in str(error) or "504" in str(error):
-            return {}
-        raise
-    return status if code == 200 else {}
 
 
 def _wait_news(rig: Rig, known: int, deadline: float) -> None:
@@ -97,31 +100,37 @@ def _wait_news(rig: Rig, known: int, deadline: float) -> None:
     if rig.machine.ended():
         raise RigError(f"the machine is off:\n{rig.machine.tail()}")
     if time.monotonic() > deadline:
-        raise RigError(f"not within {UPDATE_LIMIT_S} s. The device says: {_ask(rig)}")
+        raise RigError(f"not within {UPDATE_LIMIT_S} s. The device says: {rig.ask()}")
+
+
+def end(status: dict) -> str:
+    """How the last update ended, with the code of what was wrong."""
+    last = status.get("lastUpdate", {})
+    code = f" ({last['code']})" if last.get("code") else ""
+    return f"{last.get('result')}{code}"
 
 
 def check(rig: Rig, status: dict, slot: str, read: Read, images: dict[str, bytes]) -> None:
     """Raises `Untruth` unless what the device says is so: `slot` is the one that the console showed
     last, `read` reads the disk, `images` has the whole images by their versions."""
     wrong = []
-    if status["bootedSlot"] != slot:
-        wrong.append(f"slot {status['bootedSlot']} is told to run, but {slot} was booted")
-    version = status["runningVersion"]
+    if status.get("bootedSlot") != slot:
+        wrong.append(f"slot {status.get('bootedSlot')} is told to run, but {slot} was booted")
+    version = status.get("runningVersion")
     part = partitions(read)[f"rootfs-{slot.lower()}"]
     if version not in images:
         wrong.append(f"version {version} is told to run, and there is no such image")
     elif read(part.offset, len(images[version])) != images[version]:
         wrong.append(f"slot {slot} does not hold version {version}")
     last = status.get("lastUpdate", {})
-    if last.get("result") == "succeeded" and (last["slot"], last["version"]) != (slot, version):
+    if last.get("result") == "succeeded" and (last.get("slot"), last.get("version")) != (slot, version):
         wrong.append(f"{last} is told, but {version} runs in slot {slot}")
-    if last.get("result") in ("failed", "rolledBack") and last["slot"] == slot:
+    if last.get("result") in ("failed", "rolledBack") and last.get("slot") == slot:
         wrong.append(f"{last} is told, but slot {slot} runs")
     starts = next_slots(rig.board.name, read)
     if starts[0] != slot:
         wrong.append(f"slot {slot} is told to be confirmed, but {starts[0]} boots next")
     if wrong:
         raise Untruth("; ".join(wrong))
-    ended = f"the last update {last.get('result')}" if last else "no update so far"
-    why = f" ({last['code']})" if last.get("code") else ""
-    say(f"{rig.board.name}: true: {version} runs in slot {slot}, {ended}{why}")
+    ended = f"the last update {end(status)}" if last else "no update so far"
+    say(f"{rig.board.name}: true: {version} runs in slot {slot}, {ended}")
