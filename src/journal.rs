@@ -5,18 +5,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::agent::Journal;
 use crate::config;
 use crate::logging::{FIELD_PREFIX, IDENTIFIER, chain};
 use crate::os::{Finished, Tail, Tool};
-use crate::redact::Redactor;
+use crate::redact::{OwnSecrets, Redactor};
 use crate::update::{BootId, FailedBoot};
 
 /// A large journal on a slow card takes its time, and nobody waits.
@@ -43,9 +41,6 @@ const PART_FROM_THE_END: usize = 4;
 
 /// `PRIORITY=` of syslog(3), as far as they are told by themselves and named in the line.
 const WARNINGS: [&str; 5] = ["emerg", "alert", "crit", "err", "warning"];
-
-/// Gives the secrets of this device, to be cut out wherever they stand.
-pub type OwnSecrets = Arc<dyn Fn() -> Vec<SecretString> + Send + Sync>;
 
 /// The journal folder of both slots.
 #[derive(Clone)]

@@ -8,9 +8,8 @@ use tracing::error;
 
 use super::troubles::Trouble;
 use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs, trial};
-use crate::logging::chain;
 use crate::request::Answer;
-use crate::update::{Event, Failure, FailureKind, Order, Verdict};
+use crate::update::{Event, Order, Verdict};
 
 /// How an order ended.
 pub enum Done {
@@ -37,8 +36,8 @@ impl Agent {
             Order::Retire(slot) => {
                 let result = self.with_boot(move |boot| boot.retire(slot)).await?;
                 if let Err(error) = result {
-                    let failure =
-                        bootloader_failed("make sure that the slot does not boot", &error);
+                    let what = "make sure that the slot does not boot";
+                    let failure = self.bootloader_failed(what, &error).await?;
                     return Ok(Done::Failed(Event::Fetched(Err(failure))));
                 }
             }
@@ -56,15 +55,20 @@ impl Agent {
             Order::StopWork => self.stop_work(),
             Order::TryNext(slot) => {
                 let result = self.with_boot(move |boot| boot.try_next(slot)).await?;
-                let result =
-                    result.map_err(|error| bootloader_failed("have the new slot tried", &error));
+                let result = match result {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        Err(self.bootloader_failed("have the new slot tried", &error).await?)
+                    }
+                };
                 return Ok(Done::With(Event::Switched(result)));
             }
             Order::CancelTry(slot) => {
                 let result = self.with_boot(move |boot| boot.cancel_try(slot)).await?;
                 if let Err(error) = result {
                     // The try was for one boot only, so what follows is right all the same.
-                    error!(%slot, error = %chain(&error), "the bootloader still means to try it");
+                    let failure = self.bootloader_failed("take the try back", &error).await?;
+                    error!(%slot, error = %failure, "the bootloader still means to try it");
                 }
             }
             Order::Confirm => return Ok(Done::With(self.confirm().await?)),
@@ -115,7 +119,7 @@ impl Agent {
                 Ok(Event::Confirmed)
             }
             Err(error) => {
-                let failure = bootloader_failed("mark the running slot good", &error);
+                let failure = self.bootloader_failed("mark the running slot good", &error).await?;
                 self.trouble(Trouble::Confirming, Some(failure.detail.clone()));
                 self.retry_confirm = Some(Instant::now() + RETRY);
                 Ok(Event::ConfirmFailed(failure))
@@ -151,8 +155,4 @@ impl Agent {
             let _ = reply.send(answer);
         });
     }
-}
-
-fn bootloader_failed(what: &str, error: &crate::boot::BootError) -> Failure {
-    Failure::new(FailureKind::Bootloader, format!("cannot {what}: {}", chain(error)))
 }

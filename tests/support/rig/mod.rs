@@ -354,6 +354,7 @@ impl Rig {
             restarter: Arc::new(life.clone()),
             journal: Some(Arc::new(life.clone())),
             supervisor: Arc::new(Rest { life: life.clone(), seen: Mutex::new((0, 0)) }),
+            secrets: Arc::new(Vec::new),
         };
         let inputs = Inputs { requests: incoming, desired, session, report };
         let running_version = self.machine().running_version();
