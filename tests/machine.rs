@@ -195,6 +195,11 @@ fn scene(name: &str) -> (Saved, Facts) {
             (with(saved, trial(false, false, outage), tried(is_written)), in_b())
         }
         "stopped" => (with(saved, trial(false, true, None), tried(is_written)), in_b()),
+        "stopped, restarting" | "stopped, off" => {
+            let saved = with(saved, trial(false, false, None), tried(is_written));
+            let restarts = name == "stopped, restarting";
+            (step(saved, Event::MachineStops { restarts }, &in_b()).0, in_b())
+        }
         "confirming" => (with(saved, trial(true, false, None), tried(is_written)), in_b()),
         "going back" => (
             with(
@@ -504,7 +509,7 @@ on trial                  | an install              | on trial, start 1         
 on trial                  | cancel                  | on trial, start 1                         | answer TooLate(run)
 on trial                  | confirm                 | confirming, start 1                       | answer Confirming; confirm
 on trial                  | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-on trial                  | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+on trial                  | reboot                  | stopped, start 1                          | try B; answer Restarting; restart to try
 on trial                  | healthy                 | confirming, start 1                       | confirm
 on trial                  | trial over              | going back, unhealthy, order 1            | forget B; restart
 on trial                  | no network              | waiting, start 1                          |
@@ -517,7 +522,7 @@ waiting                   | an install              | waiting, start 1          
 waiting                   | cancel                  | waiting, start 1                          | answer TooLate(run)
 waiting                   | confirm                 | confirming, start 1                       | answer Confirming; confirm
 waiting                   | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-waiting                   | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+waiting                   | reboot                  | stopped, start 1                          | try B; answer Restarting; restart to try
 waiting                   | healthy                 | confirming, start 1                       | confirm
 waiting                   | trial over              | going back, unhealthy, order 1            | forget B; restart
 waiting                   | network again           | on trial, start 1                         |
@@ -530,8 +535,9 @@ stopped                   | an install              | stopped, start 1          
 stopped                   | cancel                  | stopped, start 1                          | answer TooLate(run)
 stopped                   | confirm                 | stopped, start 1                          | answer TooLate(run)
 stopped                   | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-stopped                   | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+stopped                   | reboot                  | stopped, start 1                          | try B; answer Restarting; restart to try
 stopped                   | not restarted           | on trial, start 1                         | forget B; watch until 615 s
+stopped                   | not switched            | on trial, start 1                         | forget B; watch until 615 s
 stopped                   | trial over              | going back, unhealthy, order 1            | forget B; restart
 stopped                   | no network              | stopped, start 1                          |
 stopped                   | network again           | stopped, start 1                          |
@@ -672,6 +678,12 @@ stopped                   | in B, by argument     | on trial, start 1           
 stopped                   | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 stopped                   | in A, B is next       | switching, order 2                    | confirm; try B
 stopped                   | in A, by argument     | switching, order 2                    | confirm; try B
+# One that was restarted carried it: the slot was tried and failed.
+stopped, restarting       | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm; read the journal
+stopped, restarting       | in A, B is next       | switching, order 2                    | confirm; try B
+stopped, restarting       | in B, by argument     | on trial, start 1                     | watch until 620 s
+stopped, off              | in A, by argument     | switching, order 2                    | confirm; try B
+stopped, off              | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 confirming                | again                 | confirming, start 1                   | confirm
 confirming                | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 confirming                | in B, A is next       | confirming, start 1                   | confirm
@@ -746,18 +758,30 @@ fn a_slot_that_failed_is_not_tried_a_second_time() {
 #[test]
 fn clean_restarts_in_a_trial_are_no_starts_and_have_an_end() {
     let (mut saved, _) = scene("on trial");
-    for boot in 2..12 {
-        let facts = Facts { boot: BootId(format!("boot {boot}")), ..in_b() };
-        let (after, orders) = step(saved, event("machine restarts"), &facts);
-        assert_eq!(say_orders(&orders), "try B; carry the argument", "in boot {boot}");
-        let next = Facts { boot: BootId(format!("boot {}", boot + 1)), ..in_b() };
-        (saved, _) = step(after, Event::Started, &next);
+    let mut number = 2;
+    let mut boot = || {
+        number += 1;
+        Facts { boot: BootId(format!("boot {number}")), ..in_b() }
+    };
+    // An operator's restart comes as a stop of the machine, too.
+    for _ in 0..10 {
+        let (after, orders) = step(saved, event("reboot"), &in_b());
+        assert_eq!(say_orders(&orders), "try B; answer Restarting; restart to try");
+        let (after, _) = step(after, event("machine restarts"), &in_b());
+        (saved, _) = step(after, Event::Started, &boot());
+        assert_eq!(say(&saved), "on trial, start 1");
+    }
+    let (same, orders) = step(saved.clone(), event("reboot"), &in_b());
+    assert_eq!((&same, say_orders(&orders).as_str()), (&saved, "answer TooLate(run)"));
+    // Whoever else does it may be the image itself: three boots of it in all.
+    for _ in 0..2 {
+        let (after, orders) = step(saved, event("machine restarts"), &in_b());
+        assert_eq!(say_orders(&orders), "try B; carry the argument");
+        (saved, _) = step(after, Event::Started, &boot());
         assert_eq!(say(&saved), "on trial, start 1");
     }
     let (same, orders) = step(saved.clone(), event("machine restarts"), &in_b());
     assert_eq!((&same, &orders[..]), (&saved, &[][..]), "an image that restarts itself for ever");
-    let (same, orders) = step(saved.clone(), event("reboot"), &in_b());
-    assert_eq!((&same, say_orders(&orders).as_str()), (&saved, "answer TooLate(run)"));
     // The bootloader goes back then, as after every boot that nobody vouched for.
     let (saved, _) = step(saved, Event::Started, &Facts { by_argument: true, ..in_a() });
     assert_eq!(say(&saved), "idle: rolled back, fellBack");

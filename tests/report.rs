@@ -684,11 +684,13 @@ fn any_outage() -> BoxedStrategy<Outage> {
 }
 
 fn any_passage() -> BoxedStrategy<Passage> {
-    (option(any::<bool>()), any::<u8>(), any::<u8>())
-        .prop_map(|(hub_before, armed_again, clean_stops)| Passage {
+    (option(any::<bool>()), any::<[u8; 3]>(), any::<bool>())
+        .prop_map(|(hub_before, [armed_again, clean_stops, operator_stops], left)| Passage {
             hub_before,
             armed_again,
             clean_stops,
+            operator_stops,
+            left,
         })
         .boxed()
 }
@@ -957,7 +959,7 @@ fn what_an_older_agent_saved_in_a_switch_or_a_trial_is_understood() {
         from: Slot::A,
         times: Times::default(),
         starts: 1,
-        passage: Passage { hub_before: None, armed_again: 0, clean_stops: 0 },
+        passage: Passage::default(),
     };
     let ordered_in = BootId("b1".into());
     let state = State::Switching { run: run(), ordered_in, attempt: 1, armed: true, left: false };

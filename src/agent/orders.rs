@@ -8,9 +8,10 @@ use tracing::error;
 
 use super::troubles::Trouble;
 use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs, trial};
+use crate::boot::BootError;
 use crate::logging::chain;
 use crate::request::Answer;
-use crate::update::{Event, Failure, FailureKind, Order, Verdict};
+use crate::update::{Event, Failure, FailureKind, Order, State, Verdict};
 
 /// How an order ended.
 pub enum Done {
@@ -56,9 +57,10 @@ impl Agent {
             Order::StopWork => self.stop_work(),
             Order::TryNext(slot) => {
                 let result = self.with_boot(move |boot| boot.try_next(slot)).await?;
-                let result =
-                    result.map_err(|error| bootloader_failed("have the new slot tried", &error));
-                return Ok(Done::With(Event::Switched(result)));
+                return Ok(match result {
+                    Ok(()) => Done::With(Event::Switched(Ok(()))),
+                    Err(error) => Done::Failed(self.cannot_try(&error, reply)),
+                });
             }
             Order::CancelTry(slot) => {
                 let result = self.with_boot(move |boot| boot.cancel_try(slot)).await?;
@@ -123,6 +125,24 @@ impl Agent {
         }
     }
 
+    /// The slot will not be tried. Where the update ends with that, its outcome tells it.
+    fn cannot_try(
+        &mut self,
+        error: &BootError,
+        reply: &mut Option<oneshot::Sender<Answer>>,
+    ) -> Event {
+        let failure = bootloader_failed("have the new slot tried", error);
+        if let State::Trial { .. } = self.saved.state {
+            let detail = &failure.detail;
+            let notice = format!("the restart would lead into the old slot: {detail}");
+            if let Some(reply) = reply.take() {
+                let _ = reply.send(Answer::refused(500, "bootloader", &notice));
+            }
+            self.trouble(Trouble::Restarting, Some(notice));
+        }
+        Event::Switched(Err(failure))
+    }
+
     fn stop_work(&mut self) {
         if let Some(work) = self.work.take() {
             let ended = work.stop();
@@ -153,6 +173,6 @@ impl Agent {
     }
 }
 
-fn bootloader_failed(what: &str, error: &crate::boot::BootError) -> Failure {
+fn bootloader_failed(what: &str, error: &BootError) -> Failure {
     Failure::new(FailureKind::Bootloader, format!("cannot {what}: {}", chain(error)))
 }

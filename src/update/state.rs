@@ -250,8 +250,13 @@ pub struct Passage {
     pub hub_before: Option<bool>,
     /// How often the switch was ordered again because the slot had not been tried.
     pub armed_again: u8,
-    /// How often the machine was restarted cleanly during the trial.
+    /// How often the machine went down cleanly during the trial, as far as no operator asked for it.
     pub clean_stops: u8,
+    /// How often an operator asked for a restart during the trial.
+    pub operator_stops: u8,
+    /// Whether the newest clean stop in the trial was a restart that carried the bootloader's
+    /// argument, if it needs one, so that the slot was tried once more.
+    pub left: bool,
 }
 
 /// Something outside the image that keeps a trial from its end: the network is missing.

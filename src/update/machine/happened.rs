@@ -97,8 +97,8 @@ pub(super) fn happened(
         (S::Trial { run, healthy: false, .. }, E::TrialExpired(why)) => {
             roll_back(run, failure(FailureKind::Unhealthy, why), 1, facts)
         }
-        // An operator's restart had ended the checks.
-        (trial @ S::Trial { stopped: true, .. }, E::RestartFailed(_)) => {
+        // An operator's restart had ended the checks. One that would lead into the old slot is none.
+        (trial @ S::Trial { stopped: true, .. }, E::RestartFailed(_) | E::Switched(Err(_))) => {
             let (trial, forget) = stays_up(trial);
             let (trial, orders) = watch(trial, facts);
             (trial, [forget, orders].concat())
