@@ -165,6 +165,7 @@ fn scene(name: &str) -> (Saved, Facts) {
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
         journal: None,
+        journal_again: None,
     };
     match name {
         "idle" => (with(saved, State::Idle, Content::Unknown), in_a()),
@@ -862,6 +863,27 @@ fn what_the_old_slot_knew_of_the_hub_goes_along() {
     }
 }
 
+#[test]
+fn a_hub_that_the_old_slot_finds_before_it_leaves_is_no_excuse_any_more() {
+    for (armed_again, last) in
+        [(false, "switched"), (false, "machine restarts"), (true, "switched")]
+    {
+        let offline = Facts { hub_online: false, ..in_a() };
+        let (mut saved, _) = step(scene("verifying").0, event("verified"), &offline);
+        if armed_again {
+            let next = Facts { boot: boot("boot 2"), ..offline.clone() };
+            (saved, _) = step(saved, Event::Started, &next);
+            assert_eq!(say(&saved), "switching, order 2");
+        }
+        if last != "switched" {
+            (saved, _) = step(saved, event("switched"), &offline);
+        }
+        assert_eq!(saved.state.run().unwrap().passage.hub_before, Some(false));
+        let (saved, _) = step(saved, event(last), &in_a());
+        assert_eq!(saved.state.run().unwrap().passage.hub_before, Some(true), "{last}");
+    }
+}
+
 /// Slot A is good, nothing is under way, and slot B with this content runs.
 fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Saved, Vec<Order>) {
     let mut saved = home_is_a();
@@ -871,6 +893,7 @@ fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Sav
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
         journal: None,
+        journal_again: None,
     });
     step(saved, Event::Started, &Facts { next, ..in_b() })
 }
@@ -926,8 +949,13 @@ fn the_reason_survives_a_bootloader_that_was_not_told_in_time() {
     let mut saved = home_is_a();
     saved.slots.b = tried(is_bad);
     let kind = OutcomeKind::RolledBack(cause(FailureKind::Unhealthy));
-    saved.last =
-        Some(Outcome { run: Some(run()), kind: kind.clone(), at: Some(now()), journal: None });
+    saved.last = Some(Outcome {
+        run: Some(run()),
+        kind: kind.clone(),
+        at: Some(now()),
+        journal: None,
+        journal_again: None,
+    });
     let (saved, _) = step(saved, Event::Started, &in_b());
     assert_eq!(say(&saved), "going back, unhealthy, order 1");
     let (saved, _) = step(saved, Event::Started, &in_a());
@@ -1336,9 +1364,37 @@ fn the_journal_is_asked_for_until_it_is_read_and_then_no_more() {
         assert_eq!(step(saved.clone(), late, &in_a()), (saved.clone(), vec![]));
 
         let (read, orders) = step(saved, Event::JournalRead { of: of.clone(), result }, &in_a());
+        let told = format!("{then:?}");
         assert_eq!((journal(&read), orders), (Some(then), vec![]));
         assert_eq!(say(&read), "idle: rolled back, fellBack");
-        assert_eq!(asked(&step(read, Event::Started, &in_a()).1), None);
+        let is_over = !told.contains("could not be read");
+        assert_eq!(asked(&step(read, Event::Started, &in_a()).1).is_none(), is_over, "{told}");
+    }
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_is_tried_at_the_next_starts_and_then_let_be() {
+    let ends = [(1, Some("late")), (4, Some("late")), (5, None)];
+    for (failures, read_then) in ends {
+        let (mut saved, mut orders) = start("restarting", "in A");
+        let (mut asked, mut facts) = (0, in_a());
+        for number in 4..20 {
+            let Some(Order::ReadJournal(of)) = orders.last().cloned() else { break };
+            asked += 1;
+            let result = match read_then {
+                Some(line) if asked > failures => Ok(vec![line.to_owned()]),
+                _ => Err("the card is slow".to_owned()),
+            };
+            let missing = LastWords::read(result.clone());
+            (saved, _) = step(saved, Event::JournalRead { of, result }, &facts);
+            assert_eq!(journal(&saved), Some(missing), "it is shown meanwhile");
+            facts.boot = boot(&format!("boot {number}"));
+            (saved, orders) = step(saved, Event::Started, &facts);
+        }
+        assert_eq!(asked, if read_then.is_some() { failures + 1 } else { failures });
+        let lines = read_then.map(|line| LastWords::Lines(vec![line.to_owned()]));
+        let told = journal(&saved);
+        assert!(lines.is_none() || told == lines, "{told:?}");
     }
 }
 

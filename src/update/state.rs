@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::job::{Digest, ImageUrl, Job, RunId, Version};
-use super::last_words::LastWords;
+use super::last_words::{LastWords, Unread};
 use super::machine::MAX_ORDERS;
 use super::slot::{BootId, Slot};
 use super::time::WallTime;
@@ -452,6 +452,9 @@ pub struct Outcome {
     /// What the boot of the new system left in the journal, if it was tried and lost.
     #[serde(default)]
     pub journal: Option<LastWords>,
+    /// What is read once more, where reading it failed and `journal` tells why.
+    #[serde(default)]
+    pub journal_again: Option<Unread>,
 }
 
 /// Well, or why not.

@@ -185,7 +185,13 @@ fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Or
                 "slot {home} had been confirmed, but the bootloader left it: look at its boot attempts"
             );
             let kind = OutcomeKind::RolledBack(failure(FailureKind::LeftConfirmedSlot, detail));
-            book.last = Some(Outcome { run: None, kind, at: facts.now, journal: None });
+            book.last = Some(Outcome {
+                run: None,
+                kind,
+                at: facts.now,
+                journal: None,
+                journal_again: None,
+            });
             settle_home(book, facts);
             (State::Idle, vec![Order::Confirm])
         }

@@ -14,10 +14,11 @@ const MAX_OPERATOR_STOPS: u8 = 10;
 const MAX_CLEAN_STOPS: u8 = 2;
 
 /// The machine goes down cleanly; `restarts` tells whether through the bootloader and up again.
-pub(super) fn machine_stops(state: State, restarts: bool) -> (State, Vec<Order>) {
+pub(super) fn machine_stops(state: State, restarts: bool, facts: &Facts) -> (State, Vec<Order>) {
     match state {
         // Whoever ordered the restart: it tries the slot, if it carries the argument.
-        State::Switching { run, ordered_in, attempt, armed: true, .. } => {
+        State::Switching { mut run, ordered_in, attempt, armed: true, .. } => {
+            note_hub(&mut run, facts);
             let left = restarts;
             let orders = vec![Order::CarryArgument];
             (State::Switching { run, ordered_in, attempt, armed: true, left }, orders)
@@ -26,6 +27,15 @@ pub(super) fn machine_stops(state: State, restarts: bool) -> (State, Vec<Order>)
             Some((trial, target)) => (trial, vec![Order::TryNext(target), Order::CarryArgument]),
             None => (state, vec![]),
         },
+    }
+}
+
+/// The old slot is about to be left. Whether it had the hub was measured when the image was read
+/// back; it may have found it since, also after a start in which the slot is armed again. That it
+/// has none in its first moments says nothing.
+pub(super) fn note_hub(run: &mut Run, facts: &Facts) {
+    if facts.hub_online {
+        run.passage.hub_before = Some(true);
     }
 }
 
