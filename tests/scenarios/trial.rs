@@ -378,7 +378,7 @@ async fn a_restart_that_would_lead_into_the_old_slot_is_refused() {
     world.machine.restart().await.unwrap();
     world.saved_state("trial").await;
     world.online().await;
-    world.machine.bootloader_refuses(&["try-next"]).unwrap();
+    world.machine.bootloader_refuses(&["try"]).unwrap();
     let (status, answer) = world.call("reboot", json!(null)).await.unwrap();
     assert_eq!((status, &answer["error"]), (500, &json!("bootloader")), "{answer}");
     let told = |twin: &Value| {
