@@ -68,15 +68,18 @@ impl JournalFolder {
         let redactor = Redactor::new((self.secrets)()).map_err(|error| error.to_string())?;
         let boot = match boot {
             FailedBoot::Known(boot) => Some(boot_match(boot)?),
-            FailedBoot::Unknown { after, others } => self.newest_boot(after, others)?,
+            FailedBoot::Unknown { after, others } => {
+                self.first_boot(after, others).map_err(|problem| redactor.redact(&problem))?
+            }
         };
         let Some(boot) = boot else { return Ok(Vec::new()) };
         let entries = self.entries(&boot).map_err(|problem| redactor.redact(&problem))?;
         Ok(bounded(lines(&entries, &redactor)))
     }
 
-    /// The newest boot in the journal that came after `after` and is none of `others`.
-    fn newest_boot(&self, after: &BootId, others: &[BootId]) -> Result<Option<String>, String> {
+    /// The first boot in the journal that came after `after` and is none of `others`. Later ones may
+    /// be of the good slot: the power may go before the agent starts in it.
+    fn first_boot(&self, after: &BootId, others: &[BootId]) -> Result<Option<String>, String> {
         let after = boot_match(after)?;
         let others = others.iter().map(boot_match).collect::<Result<HashSet<_>, _>>()?;
         let listed = self.journalctl(["--list-boots".to_owned()])?.to_string();
@@ -84,7 +87,7 @@ impl JournalFolder {
         let id = |line: &str| boot_match(&BootId(line.split_whitespace().nth(1)?.to_owned())).ok();
         let boots: Vec<String> = listed.lines().filter_map(id).collect();
         let Some(place) = boots.iter().rposition(|boot| *boot == after) else { return Ok(None) };
-        Ok(boots.into_iter().skip(place).rfind(|boot| *boot != after && !others.contains(boot)))
+        Ok(boots.into_iter().skip(place).find(|boot| *boot != after && !others.contains(boot)))
     }
 
     /// The entries worth telling, oldest first, each with how often it was said: from the end, what

@@ -9,7 +9,7 @@ use tracing::error;
 use super::troubles::Trouble;
 use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs, trial};
 use crate::request::Answer;
-use crate::update::{Event, Order, Verdict};
+use crate::update::{Event, Failure, Order, State, Verdict};
 
 /// How an order ended.
 pub enum Done {
@@ -55,13 +55,14 @@ impl Agent {
             Order::StopWork => self.stop_work(),
             Order::TryNext(slot) => {
                 let result = self.with_boot(move |boot| boot.try_next(slot)).await?;
-                let result = match result {
-                    Ok(()) => Ok(()),
+                return Ok(match result {
+                    Ok(()) => Done::With(Event::Switched(Ok(()))),
                     Err(error) => {
-                        Err(self.bootloader_failed("have the new slot tried", &error).await?)
+                        let what = "have the new slot tried";
+                        let failure = self.bootloader_failed(what, &error).await?;
+                        Done::Failed(self.cannot_try(failure, reply))
                     }
-                };
-                return Ok(Done::With(Event::Switched(result)));
+                });
             }
             Order::CancelTry(slot) => {
                 let result = self.with_boot(move |boot| boot.cancel_try(slot)).await?;
@@ -125,6 +126,23 @@ impl Agent {
                 Ok(Event::ConfirmFailed(failure))
             }
         }
+    }
+
+    /// The slot will not be tried. Where the update ends with that, its outcome tells it.
+    fn cannot_try(
+        &mut self,
+        failure: Failure,
+        reply: &mut Option<oneshot::Sender<Answer>>,
+    ) -> Event {
+        if let State::Trial { .. } = self.saved.state {
+            let detail = &failure.detail;
+            let notice = format!("the restart would lead into the old slot: {detail}");
+            if let Some(reply) = reply.take() {
+                let _ = reply.send(Answer::refused(500, "bootloader", &notice));
+            }
+            self.trouble(Trouble::Restarting, Some(notice));
+        }
+        Event::Switched(Err(failure))
     }
 
     fn stop_work(&mut self) {
