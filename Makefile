@@ -52,6 +52,7 @@ bench: packages image build ## a whole install against curl | dd: time, bytes, m
 
 vm-test: vm-packages-all ## real boots of every board: good updates and every bad image
 	python3 tests/vm/test_uboot_script.py
+	python3 tests/vm/test_grub_script.py
 	python3 tests/vm short
 
 vm-soak: vm-packages ## power cuts at random moments of a real machine's updates; N=trials SEED=number

@@ -53,5 +53,14 @@ done
 grep -qx WantedBy=sysinit.target systemd/twinboot-trial.timer ||
     fail "systemd/twinboot-trial.timer: must be there before the first target that a unit can block"
 grep -q '^OnUnitInactiveSec=' systemd/twinboot-trial.timer || fail "systemd/twinboot-trial.timer: must come again"
+grep -qx TimeoutStartSec=5min systemd/twinboot-trial.service ||
+    fail "systemd/twinboot-trial.service: a oneshot has no limit of its own, and the guard must end"
+for code in 126 127 203 226 228; do
+    grep -q "^RestartPreventExitStatus=.*\<$code\>" systemd/twinboot-trial.service ||
+        fail "systemd/twinboot-trial.service: where the guard cannot run ($code), the machine must restart"
+done
+# At shutdown the agent asks RAUC, and systemd starts nothing any more.
+grep -qx 'After=dbus.service rauc.service' systemd/twinbootd.service ||
+    fail "systemd/twinbootd.service: must stop before RAUC and its bus"
 # Without these the clock of chrony and ntpd counts as not set.
 grep -q '^SystemCallFilter=.*clock_adjtime' systemd/twinbootd.service || fail "systemd/twinbootd.service: must let adjtimex through"

@@ -24,6 +24,7 @@ use crate::install;
 use crate::journal::JournalFolder;
 use crate::logging::chain;
 use crate::os::{self, Sysroot};
+use crate::redact::OwnSecrets;
 use crate::store::{FileStore, state_would_be_lost};
 use crate::supervisor::Systemd;
 use crate::update::{Contracts, Device, Limits, Slot};
@@ -69,6 +70,8 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
 
     let installer = install::installer(&config.install, &config.slots, &config.rauc);
     let fetcher = Fetcher::new(&config, installer, USER_AGENT);
+    let source = credential.clone();
+    let secrets: OwnSecrets = Arc::new(move || source.secrets());
     let ports = Ports {
         boot: boot::open(&config.boot, &config.slots, &config.rauc, &sysroot),
         store: Box::new(store),
@@ -76,8 +79,9 @@ pub async fn run(config: Config, sysroot: Sysroot) -> Result<()> {
         images: Arc::new(fetcher),
         health: Arc::new(Checks { config: Arc::clone(&config), sysroot: sysroot.clone() }),
         restarter: Arc::new(Machine { config: Arc::clone(&config), sysroot: sysroot.clone() }),
-        journal: journal(&config, &credential),
+        journal: journal(&config, &secrets),
         supervisor: systemd.clone(),
+        secrets,
     };
     let inputs = Inputs { requests: incoming, desired: documents, session, report };
     let agent = Agent::start(
@@ -156,6 +160,21 @@ fn check_files(config: &Config, credential: &Path, sysroot: &Sysroot) -> Result<
             ));
         }
     }
+    let of_loader = match config.boot.kind {
+        BootKind::Grub => Some(&config.boot.grub.environment),
+        BootKind::Tryboot => Some(&config.boot.tryboot.autoboot),
+        _ => None,
+    };
+    if let Some(file) = of_loader
+        && let Some(slot) = boot::running::slot_with(file, &config.slots, sysroot)
+    {
+        notices.push(format!(
+            "{} lies on slot {slot}, where the bootloader does not look: mount the boot partition \
+             there before twinbootd starts (x-systemd.before=twinbootd.service in fstab) and restart \
+             twinbootd",
+            file.display()
+        ));
+    }
     if config.install.kind == InstallKind::Rauc
         && let Some(folder) = config.rauc.bundle_file.parent()
         && let Some(slot) = boot::running::slot_with(folder, &config.slots, sysroot)
@@ -229,9 +248,8 @@ fn identity(
 }
 
 /// The journal of failed boots, if it is to be told.
-fn journal(config: &Config, credential: &hub::credential::Source) -> Option<Arc<dyn Journal>> {
-    let credential = credential.clone();
-    let folder = JournalFolder::new(&config.report, Arc::new(move || credential.secrets()))?;
+fn journal(config: &Config, secrets: &OwnSecrets) -> Option<Arc<dyn Journal>> {
+    let folder = JournalFolder::new(&config.report, Arc::clone(secrets))?;
     Some(Arc::new(folder))
 }
 

@@ -5,18 +5,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::agent::Journal;
 use crate::config;
 use crate::logging::{FIELD_PREFIX, IDENTIFIER, chain};
 use crate::os::{Finished, Tail, Tool};
-use crate::redact::Redactor;
+use crate::redact::{OwnSecrets, Redactor};
 use crate::update::{BootId, FailedBoot};
 
 /// A large journal on a slow card takes its time, and nobody waits.
@@ -44,9 +42,6 @@ const PART_FROM_THE_END: usize = 4;
 /// `PRIORITY=` of syslog(3), as far as they are told by themselves and named in the line.
 const WARNINGS: [&str; 5] = ["emerg", "alert", "crit", "err", "warning"];
 
-/// Gives the secrets of this device, to be cut out wherever they stand.
-pub type OwnSecrets = Arc<dyn Fn() -> Vec<SecretString> + Send + Sync>;
-
 /// The journal folder of both slots.
 #[derive(Clone)]
 #[allow(missing_debug_implementations, reason = "holds a function that gives secrets")]
@@ -73,15 +68,18 @@ impl JournalFolder {
         let redactor = Redactor::new((self.secrets)()).map_err(|error| error.to_string())?;
         let boot = match boot {
             FailedBoot::Known(boot) => Some(boot_match(boot)?),
-            FailedBoot::Unknown { after, others } => self.newest_boot(after, others)?,
+            FailedBoot::Unknown { after, others } => {
+                self.first_boot(after, others).map_err(|problem| redactor.redact(&problem))?
+            }
         };
         let Some(boot) = boot else { return Ok(Vec::new()) };
         let entries = self.entries(&boot).map_err(|problem| redactor.redact(&problem))?;
         Ok(bounded(lines(&entries, &redactor)))
     }
 
-    /// The newest boot in the journal that came after `after` and is none of `others`.
-    fn newest_boot(&self, after: &BootId, others: &[BootId]) -> Result<Option<String>, String> {
+    /// The first boot in the journal that came after `after` and is none of `others`. Later ones may
+    /// be of the good slot: the power may go before the agent starts in it.
+    fn first_boot(&self, after: &BootId, others: &[BootId]) -> Result<Option<String>, String> {
         let after = boot_match(after)?;
         let others = others.iter().map(boot_match).collect::<Result<HashSet<_>, _>>()?;
         let listed = self.journalctl(["--list-boots".to_owned()])?.to_string();
@@ -89,7 +87,7 @@ impl JournalFolder {
         let id = |line: &str| boot_match(&BootId(line.split_whitespace().nth(1)?.to_owned())).ok();
         let boots: Vec<String> = listed.lines().filter_map(id).collect();
         let Some(place) = boots.iter().rposition(|boot| *boot == after) else { return Ok(None) };
-        Ok(boots.into_iter().skip(place).rfind(|boot| *boot != after && !others.contains(boot)))
+        Ok(boots.into_iter().skip(place).find(|boot| *boot != after && !others.contains(boot)))
     }
 
     /// The entries worth telling, oldest first, each with how often it was said: from the end, what

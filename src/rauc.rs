@@ -18,6 +18,7 @@ use zbus::proxy::CacheProperties;
 use zbus::{OwnedVariant, Variant, connection, fdo};
 
 use crate::config;
+use crate::redact::one_line;
 use crate::update::{Digest, Slot};
 
 /// The service's name on the bus.
@@ -393,7 +394,7 @@ impl Session {
                 return Ok(());
             }
             let message = self.service.last_error().await.unwrap_or_default();
-            let message = match clean(&message) {
+            let message = match one_line(&message, MAX_WORDS) {
                 words if words.is_empty() => format!("it ended with {result}"),
                 words => words,
             };
@@ -485,27 +486,9 @@ fn lost(message: &str) -> RaucError {
 /// The words of an answer, without the name of the error where there are any.
 fn words_of(error: &zbus::Error) -> String {
     match error {
-        zbus::Error::MethodError(_, Some(words), _) => clean(words),
-        error => clean(&error.to_string()),
+        zbus::Error::MethodError(_, Some(words), _) => one_line(words, MAX_WORDS),
+        error => one_line(&error.to_string(), MAX_WORDS),
     }
-}
-
-/// Words that may be shown: one line, not endless, without what a URL may carry of secrets.
-fn clean(words: &str) -> String {
-    let one_line: String =
-        words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_WORDS).collect();
-    let without_secrets = |word: &str| match word.split_once("://") {
-        Some((scheme, rest)) => {
-            let end = rest.find(['?', '#']).unwrap_or(rest.len());
-            let (place, _) = rest.split_at(end);
-            let host_at = place.find('/').unwrap_or(place.len());
-            let (host, path) = place.split_at(host_at);
-            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-            format!("{scheme}://{host}{path}")
-        }
-        None => word.to_owned(),
-    };
-    one_line.split_ascii_whitespace().map(without_secrets).collect::<Vec<_>>().join(" ")
 }
 
 /// What to do about RAUC's words on a bundle.
@@ -527,22 +510,6 @@ fn advice(message: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_one_line_and_carry_no_secrets() {
-        for (words, cleaned) in [
-            ("signature  failed\n at line 2", "signature failed at line 2"),
-            (
-                "cannot fetch https://user:word@host/a.raucb?sig=secret now",
-                "cannot fetch https://host/a.raucb now",
-            ),
-            ("http://host?sig=secret", "http://host"),
-            ("", ""),
-        ] {
-            assert_eq!(clean(words), cleaned);
-        }
-        assert_eq!(clean(&"x".repeat(5000)).len(), MAX_WORDS);
-    }
 
     #[test]
     fn our_slots_are_found_among_those_of_rauc() {

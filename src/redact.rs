@@ -4,12 +4,16 @@
 //! on the device, a key that got into the cloud is lost.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use regex_lite::{Captures, Regex};
 use secrecy::{ExposeSecret, SecretString};
 
 /// Stands where something was cut out.
 pub const CUT: &str = "[redacted]";
+
+/// Gives the secrets of this device, to be cut out wherever they stand. It may read files.
+pub type OwnSecrets = Arc<dyn Fn() -> Vec<SecretString> + Send + Sync>;
 
 /// Shorter texts are no keys; they would cut holes into everything.
 const LEAST_SECRET_BYTES: usize = 8;
@@ -19,12 +23,6 @@ const ESCAPES: &str = r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 
 /// `scheme://`, user with password, host and path, query or fragment.
 const URL: &str = r#"(?i)\b([a-z][a-z0-9+.-]*://)([^\s/?#"'<>]*@)?([^\s?#"'<>]*)([?#][^\s"'<>]*)?"#;
-
-/// What may be a key in base64, in its URL form, or in hexadecimal digits.
-const RUN: &str = r"[A-Za-z0-9+/]{32,}={0,2}|[A-Za-z0-9_-]{40,}={0,2}";
-
-/// A whole line of base64.
-const ENCODED: &str = r"^[A-Za-z0-9+/=]*$";
 
 /// Names of secrets. What follows the first ones is cut to the end of the line, because it may have
 /// spaces in it.
@@ -39,8 +37,47 @@ macro_rules! key_names {
     };
 }
 
+/// `password is x` and `token was x`: a name, what joins it, and a word.
+const SAID: &str = concat!(
+    r#"(?i)((?:"#,
+    secret_names!(),
+    "|",
+    key_names!(),
+    r#")["']?\s+(?:is|was)\s+(?:set\s+to\s+)?)([^\s\[(][^\s,;]*)"#
+);
+
+/// What is said of a secret without telling it.
+const REMARKS: [&str; 20] = [
+    "a",
+    "already",
+    "correct",
+    "empty",
+    "expired",
+    "for",
+    "incorrect",
+    "invalid",
+    "missing",
+    "no",
+    "not",
+    "of",
+    "ok",
+    "required",
+    "set",
+    "the",
+    "too",
+    "unknown",
+    "valid",
+    "wrong",
+];
+
+/// What may be a key in base64, in its URL form, or in hexadecimal digits.
+const RUN: &str = r"[A-Za-z0-9+/]{32,}={0,2}|[A-Za-z0-9_-]{40,}={0,2}";
+
+/// A whole line of base64.
+const ENCODED: &str = r"^[A-Za-z0-9+/=]*$";
+
 /// Patterns and what takes the place of a match, in their order.
-const RULES: [(&str, &str); 11] = [
+const RULES: [(&str, &str); 12] = [
     // PEM (RFC 7468), also without its end.
     (r"(?s)-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|$)", "[redacted]"),
     // HTTP headers, and programs that print them.
@@ -75,12 +112,21 @@ const RULES: [(&str, &str); 11] = [
         concat!(r#"(?i)((?:"#, key_names!(), r#")[\d_]*["']?\s*=>?\s*)[^\s&;,"'\[>][^\s&;,"']*"#),
         "${1}[redacted]",
     ),
-    // token: 12ab, but not: cannot read the key: No such file
+    // token: 12ab or abcDef, but not: cannot read the key: No such file
     (
         concat!(
             r#"(?i)((?:"#,
             key_names!(),
-            r#")[\d_]*["']?\s*:\s*)[a-z]*[^a-z\s&;,:"'\[][^\s&;,"']*"#
+            r#")[\d_]*["']?\s*:\s*)(?:[a-z]*[^a-z\s&;,:"'\[]|(?-i:[A-Za-z]*[a-z][A-Z]))[^\s&;,"']*"#
+        ),
+        "${1}[redacted]",
+    ),
+    // passphrase hunter2 or hunTer, but not: Failed password for root
+    (
+        concat!(
+            r#"(?i)((?:"#,
+            secret_names!(),
+            r#")\s+)(?:[^\s,;:"'()\[]*\d|(?-i:[A-Za-z]*[a-z][A-Z]))[^\s,;"']*"#
         ),
         "${1}[redacted]",
     ),
@@ -97,6 +143,7 @@ pub struct Redactor {
     own: Vec<SecretString>,
     escapes: Regex,
     url: Regex,
+    said: Regex,
     rules: Vec<(Regex, &'static str)>,
     run: Regex,
     encoded: Regex,
@@ -113,6 +160,7 @@ impl Redactor {
             own,
             escapes: Regex::new(ESCAPES)?,
             url: Regex::new(URL)?,
+            said: Regex::new(SAID)?,
             rules: RULES.iter().map(rule).collect::<Result<_, regex_lite::Error>>()?,
             run: Regex::new(RUN)?,
             encoded: Regex::new(ENCODED)?,
@@ -133,6 +181,7 @@ impl Redactor {
         for (pattern, with) in &self.rules {
             text = pattern.replace_all(&text, *with).into_owned();
         }
+        text = self.said.replace_all(&text, unless_remark).into_owned();
         text = self.run.replace_all(&text, bare_run).into_owned();
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
@@ -174,15 +223,41 @@ impl Redactor {
         found
     }
 
-    /// What a person sees of `text`; line ends stay, because rules end there.
     fn visible(&self, text: &str) -> String {
-        self.escapes
-            .replace_all(text, "")
-            .chars()
-            .map(|c| if matches!(c, '\t' | '\r') { '\n' } else { c })
-            .filter(|c| *c == '\n' || !c.is_control() && !is_invisible(*c))
-            .collect()
+        visible(&self.escapes, text)
     }
+}
+
+/// Words of another program as one line of at most `most` characters and a mark where there was more,
+/// without characters that do something. Nothing is cut in the middle of a word: a piece of a secret
+/// could not be known for one any more. Secrets are still in it.
+#[must_use]
+pub fn one_line(text: &str, most: usize) -> String {
+    let Ok(escapes) = Regex::new(ESCAPES) else { return CUT.to_owned() };
+    let mut line = String::new();
+    let mut length = 0_usize;
+    for word in visible(&escapes, text).split_whitespace() {
+        length = length.saturating_add(word.chars().count()).saturating_add(1);
+        if length > most {
+            line.push('…');
+            break;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    line
+}
+
+/// What a person sees of `text`; line ends stay, because rules end there.
+fn visible(escapes: &Regex, text: &str) -> String {
+    escapes
+        .replace_all(text, "")
+        .chars()
+        .map(|c| if matches!(c, '\t' | '\r') { '\n' } else { c })
+        .filter(|c| *c == '\n' || !c.is_control() && !is_invisible(*c))
+        .collect()
 }
 
 /// Joiners and marks of writing direction: they can hide what a text says.
@@ -210,16 +285,51 @@ fn bare_url(url: &Captures<'_>) -> String {
     format!("{}{user}{}{query}", part(1), part(3))
 }
 
+/// A name of a secret with what is said of it, if that does not tell it.
+fn unless_remark(said: &Captures<'_>) -> String {
+    let part = |at| said.get(at).map_or("", |part| part.as_str());
+    let remark = part(2).trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+    let kept = if REMARKS.contains(&remark.as_str()) { part(2) } else { CUT };
+    format!("{}{kept}", part(1))
+}
+
 /// Keys look random. Names of units, paths and identifiers with dashes do not.
 fn bare_run(run: &Captures<'_>) -> String {
     let text = run.get(0).map_or("", |run| run.as_str());
     let has = |kind: fn(&char) -> bool| text.chars().any(|c| kind(&c));
-    let is_path = text.starts_with('/') && text.split('/').all(|name| name.len() < 20);
+    let is_path = text.starts_with('/')
+        && text.split('/').all(|name| name.len() < 20)
+        && text.split('/').map(changes).sum::<usize>() < text.len() / 4;
     let mixed = has(char::is_ascii_lowercase) && has(char::is_ascii_uppercase);
     let hexadecimal = text.chars().all(|c| c.is_ascii_hexdigit());
     if !is_path && has(char::is_ascii_digit) && (mixed || hexadecimal) {
         CUT.to_owned()
     } else {
         text.to_owned()
+    }
+}
+
+/// How often `name` changes between small letters, capital ones and others: seldom in a name, all the
+/// time in a key.
+fn changes(name: &str) -> usize {
+    let kind = |c: char| (c.is_ascii_lowercase(), c.is_ascii_uppercase());
+    name.chars().zip(name.chars().skip(1)).filter(|(one, next)| kind(*one) != kind(*next)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_ends_with_a_whole_word() {
+        for (text, most, line) in [
+            ("", 9, ""),
+            (" a\tb\r\nc ", 9, "a b c"),
+            ("pass\u{1b}[1mword\u{0}=x", 99, "password=x"),
+            ("got c2VjcmV0LWtleQ== here", 12, "got…"),
+            ("c2VjcmV0LWtleQ==", 12, "…"),
+        ] {
+            assert_eq!(one_line(text, most), line);
+        }
     }
 }

@@ -373,36 +373,50 @@ mod grub {
             .map(|(_, value)| value.to_owned())
     }
 
-    /// One start by RAUC's `grub.conf`: what boots (`None`: the rescue system), and the flags that
-    /// it saves.
-    fn start(block: &[u8]) -> (Option<Slot>, [bool; 2]) {
-        let is =
-            |name: &str, wanted: &str, default| value(block, name).map_or(default, |v| v == wanted);
-        let ok = [is("A_OK", "1", false), is("B_OK", "1", false)];
-        let mut tried = [is("A_TRY", "1", false), is("B_TRY", "1", false)];
+    /// One start by `packaging/boot/grub/grub.cfg`: what boots (`None`: no slot is good, which begins
+    /// anew with both), and the counters that it saves.
+    fn start(block: &[u8]) -> (Option<Slot>, [u8; 2]) {
+        let ok = [A, B].map(|slot| value(block, &format!("{slot}_OK")).as_deref() == Some("1"));
+        let mut tries = [A, B].map(|slot| {
+            value(block, &format!("{slot}_TRY")).map_or(0, |value| value.parse().unwrap())
+        });
         let order = value(block, "ORDER").unwrap_or("A B".to_owned());
-        for name in order.split(' ') {
-            let slot = if name == "A" { A } else { B };
-            let was_tried = std::mem::replace(&mut tried[slot as usize], true);
-            if ok[slot as usize] && !was_tried {
-                return (Some(slot), tried);
+        let good = value(block, "GOOD");
+        let boots = |slot: Slot| if good.as_deref() == Some(slot.name()) { 3 } else { 1 };
+        let choose = |tries: [u8; 2]| {
+            let mut slots = order.split(' ').map(|name| if name == "A" { A } else { B });
+            slots.find(|slot| ok[*slot as usize] && tries[*slot as usize] < boots(*slot))
+        };
+        let mut chosen = choose(tries);
+        if chosen.is_none() {
+            let other =
+                [A, B].into_iter().find(|slot| good.as_deref() == Some(slot.other().name()));
+            match other {
+                Some(other) if ok[other.other() as usize] && tries[other as usize] == 1 => {
+                    tries[other as usize] = 2;
+                    tries[other.other() as usize] = 0;
+                }
+                _ => tries = [0; 2],
             }
+            chosen = choose(tries);
         }
-        ([0, 1].map(|i| tried[i] = !ok[i] && tried[i]), (None, tried)).1
+        if let Some(slot) = chosen {
+            tries[slot as usize] += 1;
+        }
+        (chosen, tries)
     }
 
     /// Restarts the machine. GRUB's `save_env` writes `A_TRY` and `B_TRY`.
     fn restart(board: &Board) -> Option<Slot> {
         let bytes = fs::read(board.path("grubenv")).unwrap();
-        let (slot, tried) = start(&bytes);
+        let (slot, tries) = start(&bytes);
         let mut text = String::from_utf8(bytes).unwrap();
-        for (name, tried) in ["A_TRY", "B_TRY"].into_iter().zip(tried) {
-            for old in ["0", "1"] {
-                let new = u8::from(tried);
-                text = text.replace(&format!("\n{name}={old}\n"), &format!("\n{name}={new}\n"));
+        for (name, tries) in ["A_TRY", "B_TRY"].into_iter().zip(tries) {
+            for old in 0..=3 {
+                text = text.replace(&format!("\n{name}={old}\n"), &format!("\n{name}=#{tries}\n"));
             }
         }
-        board.write("grubenv", text);
+        board.write("grubenv", text.replace("=#", "="));
         if let Some(slot) = slot {
             board.runs(slot);
         }
@@ -435,13 +449,40 @@ mod grub {
         assert_eq!(restart(&board), Some(B));
         board.give(Confirm).unwrap();
         assert_eq!(board.facts(), facts(B, B));
-        assert_eq!(restart(&board), Some(B));
-        assert_eq!(restart(&board), Some(A), "an unconfirmed boot of B, then the way back");
+        // Power that comes and goes does not lead out of a confirmed slot at once.
+        for _ in 0..3 {
+            assert_eq!(board.facts().next, Some(B));
+            assert_eq!(restart(&board), Some(B));
+        }
+        assert_eq!(board.facts(), facts(B, A));
+        assert_eq!(restart(&board), Some(A), "three unconfirmed boots of B, then the other slot");
 
         let bytes = fs::read(board.path("grubenv")).unwrap();
         assert_eq!(bytes.len(), 1024);
         assert!(String::from_utf8(bytes).unwrap().contains("\nsaved_entry=x\\\ny\n"));
         assert_eq!(fs::metadata(board.path("grubenv")).unwrap().ino(), inode, "written in place");
+    }
+
+    /// Cut after cut, on the way back from a bad slot.
+    #[test]
+    fn a_slot_that_failed_is_not_tried_again_because_the_way_back_was_cut() {
+        let board = board("");
+        board.give(Confirm).unwrap();
+        board.give(TryNext(B)).unwrap();
+        assert_eq!(restart(&board), Some(B));
+        for _ in 0..6 {
+            assert_eq!(restart(&board), Some(A));
+        }
+        // A slot that fails for good is not tried for ever either.
+        assert_eq!(restart(&board), Some(B));
+    }
+
+    /// The scripts of others do not write `GOOD`, nor do the factories of yesterday.
+    #[test]
+    fn without_a_confirmed_slot_each_boots_once() {
+        let board = board("ORDER=B A\nA_OK=1\nA_TRY=0\nB_OK=1\nB_TRY=0\n");
+        let boots: Vec<_> = (0..4).map(|_| restart(&board).unwrap()).collect();
+        assert_eq!(boots, [B, A, B, A]);
     }
 
     #[test]

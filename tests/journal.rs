@@ -79,6 +79,8 @@ fn the_boot_that_failed_is_found_among_those_of_both_slots() {
             (known(FAILED), &["1.5s app: failed"][..]),
             (known(&FAILED.to_uppercase()), &["1.5s app: failed"]),
             (unknown(OLD, &[HOME]), &["1.5s app: failed"]),
+            // Back home the power went before the agent started: that boot did not fail.
+            (unknown(OLD, &[]), &["1.5s app: failed"]),
             // It never reached its journal: no other boot is taken for it.
             (known("0e000000-0000-4000-8000-00000000000e"), &none),
             (unknown(OLD, &[HOME, FAILED]), &none),

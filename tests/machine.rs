@@ -165,6 +165,7 @@ fn scene(name: &str) -> (Saved, Facts) {
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
         journal: None,
+        journal_again: None,
     };
     match name {
         "idle" => (with(saved, State::Idle, Content::Unknown), in_a()),
@@ -195,6 +196,11 @@ fn scene(name: &str) -> (Saved, Facts) {
             (with(saved, trial(false, false, outage), tried(is_written)), in_b())
         }
         "stopped" => (with(saved, trial(false, true, None), tried(is_written)), in_b()),
+        "stopped, restarting" | "stopped, off" => {
+            let saved = with(saved, trial(false, false, None), tried(is_written));
+            let restarts = name == "stopped, restarting";
+            (step(saved, Event::MachineStops { restarts }, &in_b()).0, in_b())
+        }
         "confirming" => (with(saved, trial(true, false, None), tried(is_written)), in_b()),
         "going back" => (
             with(
@@ -504,7 +510,7 @@ on trial                  | an install              | on trial, start 1         
 on trial                  | cancel                  | on trial, start 1                         | answer TooLate(run)
 on trial                  | confirm                 | confirming, start 1                       | answer Confirming; confirm
 on trial                  | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-on trial                  | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+on trial                  | reboot                  | stopped, start 1                          | try B; answer Restarting; restart to try
 on trial                  | healthy                 | confirming, start 1                       | confirm
 on trial                  | trial over              | going back, unhealthy, order 1            | forget B; restart
 on trial                  | no network              | waiting, start 1                          |
@@ -517,7 +523,7 @@ waiting                   | an install              | waiting, start 1          
 waiting                   | cancel                  | waiting, start 1                          | answer TooLate(run)
 waiting                   | confirm                 | confirming, start 1                       | answer Confirming; confirm
 waiting                   | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-waiting                   | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+waiting                   | reboot                  | stopped, start 1                          | try B; answer Restarting; restart to try
 waiting                   | healthy                 | confirming, start 1                       | confirm
 waiting                   | trial over              | going back, unhealthy, order 1            | forget B; restart
 waiting                   | network again           | on trial, start 1                         |
@@ -530,8 +536,9 @@ stopped                   | an install              | stopped, start 1          
 stopped                   | cancel                  | stopped, start 1                          | answer TooLate(run)
 stopped                   | confirm                 | stopped, start 1                          | answer TooLate(run)
 stopped                   | roll back               | going back, rolledBackByOperator, order 1 | answer RollingBack; forget B; restart
-stopped                   | reboot                  | stopped, start 1                          | answer Restarting; try B; restart to try
+stopped                   | reboot                  | stopped, start 1                          | try B; answer Restarting; restart to try
 stopped                   | not restarted           | on trial, start 1                         | forget B; watch until 615 s
+stopped                   | not switched            | on trial, start 1                         | forget B; watch until 615 s
 stopped                   | trial over              | going back, unhealthy, order 1            | forget B; restart
 stopped                   | no network              | stopped, start 1                          |
 stopped                   | network again           | stopped, start 1                          |
@@ -672,6 +679,12 @@ stopped                   | in B, by argument     | on trial, start 1           
 stopped                   | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 stopped                   | in A, B is next       | switching, order 2                    | confirm; try B
 stopped                   | in A, by argument     | switching, order 2                    | confirm; try B
+# One that was restarted carried it: the slot was tried and failed.
+stopped, restarting       | in A, by argument     | idle: rolled back, fellBack           | forget B; confirm; read the journal
+stopped, restarting       | in A, B is next       | switching, order 2                    | confirm; try B
+stopped, restarting       | in B, by argument     | on trial, start 1                     | watch until 620 s
+stopped, off              | in A, by argument     | switching, order 2                    | confirm; try B
+stopped, off              | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 confirming                | again                 | confirming, start 1                   | confirm
 confirming                | in A                  | idle: rolled back, fellBack           | forget B; confirm; read the journal
 confirming                | in B, A is next       | confirming, start 1                   | confirm
@@ -746,18 +759,30 @@ fn a_slot_that_failed_is_not_tried_a_second_time() {
 #[test]
 fn clean_restarts_in_a_trial_are_no_starts_and_have_an_end() {
     let (mut saved, _) = scene("on trial");
-    for boot in 2..12 {
-        let facts = Facts { boot: BootId(format!("boot {boot}")), ..in_b() };
-        let (after, orders) = step(saved, event("machine restarts"), &facts);
-        assert_eq!(say_orders(&orders), "try B; carry the argument", "in boot {boot}");
-        let next = Facts { boot: BootId(format!("boot {}", boot + 1)), ..in_b() };
-        (saved, _) = step(after, Event::Started, &next);
+    let mut number = 2;
+    let mut boot = || {
+        number += 1;
+        Facts { boot: BootId(format!("boot {number}")), ..in_b() }
+    };
+    // An operator's restart comes as a stop of the machine, too.
+    for _ in 0..10 {
+        let (after, orders) = step(saved, event("reboot"), &in_b());
+        assert_eq!(say_orders(&orders), "try B; answer Restarting; restart to try");
+        let (after, _) = step(after, event("machine restarts"), &in_b());
+        (saved, _) = step(after, Event::Started, &boot());
+        assert_eq!(say(&saved), "on trial, start 1");
+    }
+    let (same, orders) = step(saved.clone(), event("reboot"), &in_b());
+    assert_eq!((&same, say_orders(&orders).as_str()), (&saved, "answer TooLate(run)"));
+    // Whoever else does it may be the image itself: three boots of it in all.
+    for _ in 0..2 {
+        let (after, orders) = step(saved, event("machine restarts"), &in_b());
+        assert_eq!(say_orders(&orders), "try B; carry the argument");
+        (saved, _) = step(after, Event::Started, &boot());
         assert_eq!(say(&saved), "on trial, start 1");
     }
     let (same, orders) = step(saved.clone(), event("machine restarts"), &in_b());
     assert_eq!((&same, &orders[..]), (&saved, &[][..]), "an image that restarts itself for ever");
-    let (same, orders) = step(saved.clone(), event("reboot"), &in_b());
-    assert_eq!((&same, say_orders(&orders).as_str()), (&saved, "answer TooLate(run)"));
     // The bootloader goes back then, as after every boot that nobody vouched for.
     let (saved, _) = step(saved, Event::Started, &Facts { by_argument: true, ..in_a() });
     assert_eq!(say(&saved), "idle: rolled back, fellBack");
@@ -838,6 +863,27 @@ fn what_the_old_slot_knew_of_the_hub_goes_along() {
     }
 }
 
+#[test]
+fn a_hub_that_the_old_slot_finds_before_it_leaves_is_no_excuse_any_more() {
+    for (armed_again, last) in
+        [(false, "switched"), (false, "machine restarts"), (true, "switched")]
+    {
+        let offline = Facts { hub_online: false, ..in_a() };
+        let (mut saved, _) = step(scene("verifying").0, event("verified"), &offline);
+        if armed_again {
+            let next = Facts { boot: boot("boot 2"), ..offline.clone() };
+            (saved, _) = step(saved, Event::Started, &next);
+            assert_eq!(say(&saved), "switching, order 2");
+        }
+        if last != "switched" {
+            (saved, _) = step(saved, event("switched"), &offline);
+        }
+        assert_eq!(saved.state.run().unwrap().passage.hub_before, Some(false));
+        let (saved, _) = step(saved, event(last), &in_a());
+        assert_eq!(saved.state.run().unwrap().passage.hub_before, Some(true), "{last}");
+    }
+}
+
 /// Slot A is good, nothing is under way, and slot B with this content runs.
 fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Saved, Vec<Order>) {
     let mut saved = home_is_a();
@@ -847,6 +893,7 @@ fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Sav
         kind: OutcomeKind::Failed(cause(kind)),
         at: Some(now()),
         journal: None,
+        journal_again: None,
     });
     step(saved, Event::Started, &Facts { next, ..in_b() })
 }
@@ -902,8 +949,13 @@ fn the_reason_survives_a_bootloader_that_was_not_told_in_time() {
     let mut saved = home_is_a();
     saved.slots.b = tried(is_bad);
     let kind = OutcomeKind::RolledBack(cause(FailureKind::Unhealthy));
-    saved.last =
-        Some(Outcome { run: Some(run()), kind: kind.clone(), at: Some(now()), journal: None });
+    saved.last = Some(Outcome {
+        run: Some(run()),
+        kind: kind.clone(),
+        at: Some(now()),
+        journal: None,
+        journal_again: None,
+    });
     let (saved, _) = step(saved, Event::Started, &in_b());
     assert_eq!(say(&saved), "going back, unhealthy, order 1");
     let (saved, _) = step(saved, Event::Started, &in_a());
@@ -1312,9 +1364,37 @@ fn the_journal_is_asked_for_until_it_is_read_and_then_no_more() {
         assert_eq!(step(saved.clone(), late, &in_a()), (saved.clone(), vec![]));
 
         let (read, orders) = step(saved, Event::JournalRead { of: of.clone(), result }, &in_a());
+        let told = format!("{then:?}");
         assert_eq!((journal(&read), orders), (Some(then), vec![]));
         assert_eq!(say(&read), "idle: rolled back, fellBack");
-        assert_eq!(asked(&step(read, Event::Started, &in_a()).1), None);
+        let is_over = !told.contains("could not be read");
+        assert_eq!(asked(&step(read, Event::Started, &in_a()).1).is_none(), is_over, "{told}");
+    }
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_is_tried_at_the_next_starts_and_then_let_be() {
+    let ends = [(1, Some("late")), (4, Some("late")), (5, None)];
+    for (failures, read_then) in ends {
+        let (mut saved, mut orders) = start("restarting", "in A");
+        let (mut asked, mut facts) = (0, in_a());
+        for number in 4..20 {
+            let Some(Order::ReadJournal(of)) = orders.last().cloned() else { break };
+            asked += 1;
+            let result = match read_then {
+                Some(line) if asked > failures => Ok(vec![line.to_owned()]),
+                _ => Err("the card is slow".to_owned()),
+            };
+            let missing = LastWords::read(result.clone());
+            (saved, _) = step(saved, Event::JournalRead { of, result }, &facts);
+            assert_eq!(journal(&saved), Some(missing), "it is shown meanwhile");
+            facts.boot = boot(&format!("boot {number}"));
+            (saved, orders) = step(saved, Event::Started, &facts);
+        }
+        assert_eq!(asked, if read_then.is_some() { failures + 1 } else { failures });
+        let lines = read_then.map(|line| LastWords::Lines(vec![line.to_owned()]));
+        let told = journal(&saved);
+        assert!(lines.is_none() || told == lines, "{told:?}");
     }
 }
 

@@ -236,6 +236,21 @@ fn a_restart_that_loses_the_argument_is_told() {
     }
 }
 
+/// Mains that comes, goes and comes again before the agent is there to say that all is well.
+#[test]
+fn power_that_fails_while_it_boots_does_not_lead_out_of_a_confirmed_slot() {
+    for script in Script::ALL {
+        let rig = device(script, Fault::None, UPDATE, &[], true);
+        for _ in 0..2 {
+            rig.machine().start(None);
+        }
+        rig.power_cycle(1);
+        assert_eq!(rig.wrong(), None, "{}", rig.story());
+        let end = (rig.version(), rig.last_end());
+        assert_eq!(end, (2, "succeeded".to_owned()), "{script:?}\n{}", rig.story());
+    }
+}
+
 /// Whoever has the machine restarted or switched off while it waits for the network: the image
 /// comes back and is confirmed.
 #[test]

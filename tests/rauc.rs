@@ -390,6 +390,19 @@ fn rauc_and_the_configuration_must_mean_the_same_slots() {
     );
     board.slots.swap(0, 1);
 
+    // A slot that is not there is not taken for RAUC's, nor is a file.
+    let file = board.folder.path().join("a.img");
+    let cannot = "cannot be looked at (No such file";
+    for (device, complaint) in [("/dev/no-such-slot".into(), cannot), (file, "RAUC's rootfs.1")] {
+        let name = device.display().to_string();
+        let slots = config::Slots { b: SlotDevice { device }, ..board.devices() };
+        let mut installer = RaucInstaller::new(&board.install, &slots, &board.settings);
+        let error = installer.prepare(Slot::B, Some(1)).unwrap_err();
+        let ours = format!("slots.b.device is {name}");
+        let theirs = board.slots[1].device.display().to_string();
+        assert_failure(error, FailureKind::Installer, &[complaint, &ours, &theirs]);
+    }
+
     // Another slot runs than RAUC thinks.
     board.runs(Slot::B);
     let error = board.bootloader().facts().unwrap_err().to_string();

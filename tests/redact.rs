@@ -26,7 +26,7 @@ fn secrets_are_cut_out_and_the_rest_stays() {
         (
             "password is SharedAccessSignature sr=h%2Fdevices&sig=ab%2Bc&se=1",
             "ab%2Bc",
-            "password is SharedAccessSignature [redacted]",
+            "password is [redacted] [redacted]",
         ),
         ("sr=h&sig=ab%2Bc%3D&se=1700000000", "ab%2Bc", "sr=h&sig=[redacted]&se=1700000000"),
         ("primaryKey: 'aGVsbG8='", "aGVsbG8", "primaryKey: [redacted]"),
@@ -80,7 +80,14 @@ fn secrets_are_cut_out_and_the_rest_stays() {
             "hunter2",
             "run tool --api-token=[redacted] --fast",
         ),
+        ("token: abcDEFghij was refused", "abcDEF", "token: [redacted] was refused"),
+        ("the password is hunter, they say", "hunter", "the password is [redacted], they say"),
+        ("Secret was set to 'hunter2'", "hunter", "Secret was set to [redacted]"),
+        ("the API key is 77ab", "77ab", "the API key is [redacted]"),
+        ("passphrase hunter2 was refused", "hunter2", "passphrase [redacted] was refused"),
+        ("with password hunTer", "hunTer", "with password [redacted]"),
         // Keys by their look.
+        ("got /9j4AAQSkZJRgABAQ/EAYABgAAD2wBDAAgG/BgcGBQgH then", "SkZJRg", "got [redacted] then"),
         (
             "-----BEGIN PRIVATE KEY-----\nMIIEvQ\nhunter2\n-----END PRIVATE KEY-----\nthen",
             "MIIEvQ",
@@ -115,6 +122,8 @@ fn what_an_operator_needs_stays() {
         "Failed password for root from 10.0.0.1 port 22",
         "no hub session with an answered report: the hub refused the credential",
         "SharedAccessKey: is missing: must be there",
+        "the password is wrong, and the key is not valid",
+        "the passphrase is required.",
         "NetworkManager-wait-online-and-some-other-long-words.service",
         "/usr/lib/Python3/site/packages/Thing/core/X86/main failed",
         "GET https://h.example:8443/rootfs-2.0.0.img.zst failed",

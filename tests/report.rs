@@ -16,7 +16,7 @@ use twinboot::update::{
     BootId, Checkpoint, Content, Contracts, Device, Digest, FailedBoot, Failure, FailureKind,
     HashState, Job, LastWords, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, Origin, Outage, Outcome,
     OutcomeKind, Passage, Progress, Run, RunId, SCHEMA, Saved, Slot, Slots, Source, State, Success,
-    Times, WallTime, Written, report,
+    Times, Unread, WallTime, Written, report,
 };
 
 // Values -------------------------------------------------------------------------------------
@@ -87,7 +87,13 @@ fn saved(state: State) -> Saved {
 
 fn ended(kind: OutcomeKind, phases: usize) -> Saved {
     let mut saved = saved(State::Idle);
-    saved.last = Some(Outcome { run: Some(run(phases)), kind, at: Some(at(9)), journal: None });
+    saved.last = Some(Outcome {
+        run: Some(run(phases)),
+        kind,
+        at: Some(at(9)),
+        journal: None,
+        journal_again: None,
+    });
     saved
 }
 
@@ -150,8 +156,13 @@ fn all_states() -> Vec<(&'static str, Saved, bool)> {
     let failed = |kind, phases| ended(OutcomeKind::Failed(cause(kind)), phases);
     let back = |kind, phases| ended(OutcomeKind::RolledBack(cause(kind)), phases);
     let mut up_to_date = saved(State::Idle);
-    up_to_date.last =
-        Some(Outcome { run: None, kind: OutcomeKind::UpToDate, at: Some(at(9)), journal: None });
+    up_to_date.last = Some(Outcome {
+        run: None,
+        kind: OutcomeKind::UpToDate,
+        at: Some(at(9)),
+        journal: None,
+        journal_again: None,
+    });
     vec![
         ("new", saved(State::Idle), false),
         ("waiting", saved(fetching(false)), false),
@@ -684,11 +695,13 @@ fn any_outage() -> BoxedStrategy<Outage> {
 }
 
 fn any_passage() -> BoxedStrategy<Passage> {
-    (option(any::<bool>()), any::<u8>(), any::<u8>())
-        .prop_map(|(hub_before, armed_again, clean_stops)| Passage {
+    (option(any::<bool>()), any::<[u8; 3]>(), any::<bool>())
+        .prop_map(|(hub_before, [armed_again, clean_stops, operator_stops], left)| Passage {
             hub_before,
             armed_again,
             clean_stops,
+            operator_stops,
+            left,
         })
         .boxed()
 }
@@ -760,8 +773,16 @@ fn any_saved() -> BoxedStrategy<Saved> {
         lines.prop_map(LastWords::Lines),
         any_text().prop_map(LastWords::Missing),
     ];
-    let outcome = (option(any_run()), kind, option(any_time()), option(journal))
-        .prop_map(|(run, kind, at, journal)| Outcome { run, kind, at, journal });
+    let again = (any_boot(), any::<u8>())
+        .prop_map(|(boot, failures)| Unread { of: FailedBoot::Known(boot), failures });
+    let outcome = (option(any_run()), kind, option(any_time()), option(journal), option(again))
+        .prop_map(|(run, kind, at, journal, journal_again)| Outcome {
+            run,
+            kind,
+            at,
+            journal,
+            journal_again,
+        });
     let success = (option(any_version()), option(any_time()))
         .prop_map(|(version, at)| Success { version, at });
     let slots = (any_content(), any_content()).prop_map(|(a, b)| Slots { a, b });
@@ -957,7 +978,7 @@ fn what_an_older_agent_saved_in_a_switch_or_a_trial_is_understood() {
         from: Slot::A,
         times: Times::default(),
         starts: 1,
-        passage: Passage { hub_before: None, armed_again: 0, clean_stops: 0 },
+        passage: Passage::default(),
     };
     let ordered_in = BootId("b1".into());
     let state = State::Switching { run: run(), ordered_in, attempt: 1, armed: true, left: false };
@@ -1051,8 +1072,10 @@ fn a_rollback_tells_the_failed_boots_last_words_or_why_there_are_none() {
 fn an_outcome_that_an_agent_saved_before_there_were_journals_loads() {
     let saved = ended(OutcomeKind::RolledBack(cause(FailureKind::FellBack)), 4);
     let mut value = serde_json::to_value(&saved).unwrap();
-    let member = value["last"].as_object_mut().unwrap().remove("journal");
-    assert_eq!(member, Some(Value::Null));
+    for name in ["journal", "journal_again"] {
+        let member = value["last"].as_object_mut().unwrap().remove(name);
+        assert_eq!(member, Some(Value::Null), "{name}");
+    }
     assert_eq!(serde_json::from_value::<Saved>(value).unwrap(), saved);
 }
 

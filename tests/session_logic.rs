@@ -477,7 +477,7 @@ async fn a_hub_that_is_away_is_tried_with_growing_delays() {
     let connects = connects_within(&mut rig, 10 * HOUR).await;
     // On average one every 150 s once the ceiling is reached.
     assert!((150..400).contains(&connects), "{connects} in ten hours");
-    rig.status_with("unavailable").await;
+    assert!(rig.status_with("unavailable").await.out_of_reach);
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,6 +488,7 @@ async fn a_refused_credential_makes_no_storm_and_is_told() {
         let connects = connects_within(&mut rig, 10 * HOUR).await;
         assert!((55..=125).contains(&connects), "{connects} in ten hours");
         let status = rig.status_with(&format!("MQTT code {code}")).await;
+        assert!(!status.out_of_reach, "{}", status.text);
         let file = rig.credential.path().display().to_string();
         for part in ["pump-01", "contoso.azure-devices.net", &file, "the clock is right (2030-"] {
             assert!(status.text.contains(part), "{part} is not in {}", status.text);
@@ -544,7 +545,7 @@ async fn a_clock_that_is_set_ends_the_wait_after_a_refusal() {
 async fn waits_for_the_clock() {
     let mut rig = Rig::new();
     rig.clock.set(None);
-    rig.status_with("waiting for the clock to be set").await;
+    assert!(rig.status_with("waiting for the clock to be set").await.out_of_reach);
     rig.assert_silence(HOUR).await;
     rig.clock.set(Some(BOOT_UNIX_MS));
     let set = Instant::now();
@@ -560,6 +561,7 @@ async fn a_credential_that_appears_is_used() {
         .unwrap();
     let status = rig.status_with("SharedAccessKey: must be base64").await;
     assert!(!status.text.contains("secret"));
+    assert!(!status.out_of_reach, "{}", status.text);
     rig.assert_silence(10 * MINUTE).await;
     std::fs::write(rig.credential.path(), text).unwrap();
     let fixed = Instant::now();

@@ -53,6 +53,7 @@ fn saved(note: &str) -> Saved {
             kind: OutcomeKind::RolledBack(reason),
             at: None,
             journal: None,
+            journal_again: None,
         }),
         last_success: Some(Success { version: None, at: None }),
         home: Some(Slot::A),

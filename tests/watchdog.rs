@@ -194,6 +194,7 @@ async fn agent(board: &Board) -> (Agent, mpsc::Sender<Request>) {
         restarter: Arc::new(board.clone()),
         journal: None,
         supervisor: Arc::new(board.clone()),
+        secrets: Arc::new(Vec::new),
     };
     let inputs = Inputs {
         requests: incoming,

@@ -9,6 +9,7 @@ mod saving;
 mod sentence;
 mod trial;
 mod troubles;
+mod words;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::boot::{BootError, BootFacts, Bootloader};
 use crate::clock::Clock;
 use crate::hub::{Desired, Report, SessionStatus};
 use crate::logging::chain;
+use crate::redact::OwnSecrets;
 use crate::request::{Answer, Command, Request};
 use crate::store::{Loaded, StateStore, StoreError};
 use crate::update::{
@@ -93,6 +95,8 @@ pub struct Ports {
     pub journal: Option<Arc<dyn Journal>>,
     /// Watches over the process.
     pub supervisor: Arc<dyn Supervisor>,
+    /// What must not be shown, wherever another program says it.
+    pub secrets: OwnSecrets,
 }
 
 /// The agent's ends of the channels to the hub session and the control socket.
@@ -146,6 +150,7 @@ pub struct Agent {
     restarter: Arc<dyn Restarter>,
     journal: Option<Arc<dyn Journal>>,
     supervisor: Arc<dyn Supervisor>,
+    secrets: OwnSecrets,
     settings: Settings,
     inputs: Inputs,
     read_desired: ReadDesired,
@@ -198,11 +203,12 @@ impl Agent {
 
         let mut device = identity.device;
         device.running = facts.running;
-        device.notices.extend(problem.map(|problem| {
+        if let Some(problem) = problem {
+            let problem = words::without_secrets(&ports.secrets, problem).await?;
             let notice = format!("{problem}; updates fail until it can be");
             error!(notice);
-            notice
-        }));
+            device.notices.push(notice);
+        }
         if let Some((path, problem)) = set_aside {
             let notice = format!(
                 "the saved state could not be understood ({problem}); it lies at {} now, and the \
@@ -225,6 +231,7 @@ impl Agent {
             restarter: ports.restarter,
             journal: ports.journal,
             supervisor: ports.supervisor,
+            secrets: ports.secrets,
             settings,
             inputs,
             read_desired,
@@ -326,6 +333,7 @@ impl Agent {
             }
             Input::Request(request) => self.answer(request).await?,
             Input::Event(event) => {
+                let event = self.cleaned(event).await?;
                 if let Event::RestartFailed(failure) = &event {
                     self.restarting = None;
                     self.trouble(Trouble::Restarting, Some(failure.detail.clone()));

@@ -8,9 +8,8 @@ use tracing::error;
 
 use super::troubles::Trouble;
 use super::{ANSWER_LIMIT, Agent, AgentError, RETRY, answers, jobs, trial};
-use crate::logging::chain;
 use crate::request::Answer;
-use crate::update::{Event, Failure, FailureKind, Order, Verdict};
+use crate::update::{Event, Failure, Order, State, Verdict};
 
 /// How an order ended.
 pub enum Done {
@@ -37,8 +36,8 @@ impl Agent {
             Order::Retire(slot) => {
                 let result = self.with_boot(move |boot| boot.retire(slot)).await?;
                 if let Err(error) = result {
-                    let failure =
-                        bootloader_failed("make sure that the slot does not boot", &error);
+                    let what = "make sure that the slot does not boot";
+                    let failure = self.bootloader_failed(what, &error).await?;
                     return Ok(Done::Failed(Event::Fetched(Err(failure))));
                 }
             }
@@ -56,15 +55,21 @@ impl Agent {
             Order::StopWork => self.stop_work(),
             Order::TryNext(slot) => {
                 let result = self.with_boot(move |boot| boot.try_next(slot)).await?;
-                let result =
-                    result.map_err(|error| bootloader_failed("have the new slot tried", &error));
-                return Ok(Done::With(Event::Switched(result)));
+                return Ok(match result {
+                    Ok(()) => Done::With(Event::Switched(Ok(()))),
+                    Err(error) => {
+                        let what = "have the new slot tried";
+                        let failure = self.bootloader_failed(what, &error).await?;
+                        Done::Failed(self.cannot_try(failure, reply))
+                    }
+                });
             }
             Order::CancelTry(slot) => {
                 let result = self.with_boot(move |boot| boot.cancel_try(slot)).await?;
                 if let Err(error) = result {
                     // The try was for one boot only, so what follows is right all the same.
-                    error!(%slot, error = %chain(&error), "the bootloader still means to try it");
+                    let failure = self.bootloader_failed("take the try back", &error).await?;
+                    error!(%slot, error = %failure, "the bootloader still means to try it");
                 }
             }
             Order::Confirm => return Ok(Done::With(self.confirm().await?)),
@@ -115,12 +120,29 @@ impl Agent {
                 Ok(Event::Confirmed)
             }
             Err(error) => {
-                let failure = bootloader_failed("mark the running slot good", &error);
+                let failure = self.bootloader_failed("mark the running slot good", &error).await?;
                 self.trouble(Trouble::Confirming, Some(failure.detail.clone()));
                 self.retry_confirm = Some(Instant::now() + RETRY);
                 Ok(Event::ConfirmFailed(failure))
             }
         }
+    }
+
+    /// The slot will not be tried. Where the update ends with that, its outcome tells it.
+    fn cannot_try(
+        &mut self,
+        failure: Failure,
+        reply: &mut Option<oneshot::Sender<Answer>>,
+    ) -> Event {
+        if let State::Trial { .. } = self.saved.state {
+            let detail = &failure.detail;
+            let notice = format!("the restart would lead into the old slot: {detail}");
+            if let Some(reply) = reply.take() {
+                let _ = reply.send(Answer::refused(500, "bootloader", &notice));
+            }
+            self.trouble(Trouble::Restarting, Some(notice));
+        }
+        Event::Switched(Err(failure))
     }
 
     fn stop_work(&mut self) {
@@ -151,8 +173,4 @@ impl Agent {
             let _ = reply.send(answer);
         });
     }
-}
-
-fn bootloader_failed(what: &str, error: &crate::boot::BootError) -> Failure {
-    Failure::new(FailureKind::Bootloader, format!("cannot {what}: {}", chain(error)))
 }

@@ -112,7 +112,8 @@ impl Watched {
             return Round::Sick(problem);
         };
         let cause = match self.health.cut_off().await {
-            None if time.hub_was_missing => {
+            // A hub that was reached and does not want this image is no outage.
+            None if time.hub_was_missing && self.orders.session.borrow().out_of_reach => {
                 Some("the old slot could not reach the hub either".to_owned())
             }
             cause => cause,
@@ -221,7 +222,51 @@ impl Notes {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::BoxFuture;
+
     use super::*;
+    use crate::update::WallTime;
+
+    /// A device without complaints, in the first moment of its boot.
+    struct Well;
+
+    impl HealthChecks for Well {
+        fn check(&self) -> BoxFuture<'static, Result<(), String>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+        fn cut_off(&self) -> BoxFuture<'static, Option<String>> {
+            Box::pin(std::future::ready(None))
+        }
+    }
+
+    impl Clock for Well {
+        fn wall(&self) -> Option<WallTime> {
+            None
+        }
+        fn since_boot(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_hub_that_is_out_of_reach_as_it_was_for_the_old_slot_is_an_outage() {
+        for (hub_was_missing, out_of_reach, is_outage) in
+            [(true, true, true), (true, false, false), (false, true, false)]
+        {
+            let status = SessionStatus { out_of_reach, ..SessionStatus::default() };
+            let (_status, session) = watch::channel(status);
+            let (tell, _told) = mpsc::channel(1);
+            let (began_s, spared_s, limit_s, outage_limit_s) = (0, None, 600, 86_400);
+            let time = TrialTime { began_s, spared_s, hub_was_missing, limit_s, outage_limit_s };
+            let interval = Duration::from_secs(5);
+            let orders = Watch { time: Some(time), interval, generation: Some(1), session };
+            let (health, clock) = (Arc::new(Well), Arc::new(Well));
+            let watched = Watched { health, clock, orders, notes: Notes::default(), tell };
+            let round = watched.round().await;
+            assert_eq!(matches!(round, Round::Outage { .. }), is_outage, "{out_of_reach}");
+            assert!(is_outage || matches!(round, Round::Sick(_)));
+        }
+    }
 
     #[test]
     fn an_outage_is_noted_when_it_begins_and_ends_and_now_and_then_between() {

@@ -1,9 +1,11 @@
-//! GRUB with RAUC's variables in its environment block: `ORDER`, and `x_OK` and `x_TRY` for each
-//! slot.
+//! GRUB with RAUC's variables in its environment block, `ORDER`, and `x_OK` and `x_TRY` for each
+//! slot, and with `GOOD`, the slot that was confirmed last or that an update leaves from.
 //!
-//! The boot script takes the first slot in the order with `x_OK=1` and `x_TRY=0`, and sets
-//! `x_TRY=1` before it boots (`contrib/grub.conf` of RAUC). If it finds none, it sets `x_TRY=0`
-//! where `x_OK=1` and boots a rescue system, or starts over.
+//! The boot script (`packaging/boot/grub`) takes the first slot in the order with `x_OK=1` and boots
+//! left, and counts the boot in `x_TRY` before it boots: `GOOD` has three, so that power cuts during
+//! a boot do not end in the old image, any other slot has one. If it finds none, it starts over. Other
+//! scripts with RAUC's variables (`contrib/grub.conf` of RAUC) do not know `GOOD` and give every slot
+//! one boot. They agree with ours as soon as a boot is confirmed.
 //!
 //! The block is a file of 1024 bytes that GRUB itself changes in place. So does this code, with
 //! one write: `grub-editenv` truncates the file first, and a power cut then leaves no variables at
@@ -29,6 +31,7 @@ const BLOCK_BYTES: usize = 1024;
 /// What every block begins with.
 const SIGNATURE: &str = "# GRUB Environment Block\n";
 const ORDER: &str = "ORDER";
+const GOOD: &str = "GOOD";
 /// What the boot script takes a missing order for.
 const DEFAULT_ORDER: &str = "A B";
 
@@ -69,7 +72,7 @@ impl Grub {
     }
 
     /// Sets the variables that are not set yet, all with one write, and reads back.
-    fn set(&self, block: &Block, mut wanted: [(String, String); 5]) -> Result<(), BootError> {
+    fn set(&self, block: &Block, mut wanted: [(String, String); 6]) -> Result<(), BootError> {
         // Always the same order, so that nothing moves.
         wanted.sort();
         let changed = block.with(&wanted);
@@ -120,6 +123,7 @@ impl Bootloader for Grub {
             tried(other, false),
             ok(slot, false),
             tried(slot, false),
+            good(other),
         ];
         self.set(&block, wanted)
     }
@@ -133,6 +137,7 @@ impl Bootloader for Grub {
             tried(other, false),
             ok(slot, true),
             tried(slot, false),
+            good(other),
         ];
         self.set(&block, wanted)
     }
@@ -152,6 +157,7 @@ impl Bootloader for Grub {
             tried(running, false),
             ok(other, block.is_ok(other.name())),
             tried(other, !block.is_untried(other.name())),
+            good(running),
         ];
         self.set(&block, wanted)
     }
@@ -163,6 +169,11 @@ fn ok(slot: Slot, is_ok: bool) -> (String, String) {
 
 fn tried(slot: Slot, was_tried: bool) -> (String, String) {
     (format!("{slot}_TRY"), flag(was_tried))
+}
+
+/// Every order says it: the slot that runs and is confirmed, or the way back of an update.
+fn good(slot: Slot) -> (String, String) {
+    (GOOD.to_owned(), slot.name().to_owned())
 }
 
 fn flag(is_set: bool) -> String {
@@ -281,9 +292,16 @@ impl Block {
         self.value(&format!("{name}_TRY")).is_none_or(|value| value == "0")
     }
 
+    /// Whether the boot script has boots left for it.
+    fn has_boots(&self, name: &str) -> bool {
+        let is_good = self.value(GOOD) == Some(name);
+        self.is_untried(name)
+            || (is_good && matches!(self.value(&format!("{name}_TRY")), Some("1" | "2")))
+    }
+
     /// What the boot script will take; `None` if it would find nothing, or another system.
     fn next(&self) -> Option<Slot> {
-        let name = self.order_names().find(|name| self.is_ok(name) && self.is_untried(name))?;
+        let name = self.order_names().find(|name| self.is_ok(name) && self.has_boots(name))?;
         Slot::BOTH.into_iter().find(|slot| slot.name() == name)
     }
 }
@@ -322,6 +340,12 @@ mod tests {
             // The running slot was not confirmed in this boot, and there is no other.
             ("ORDER=A B\nA_OK=1\nA_TRY=1\nB_OK=0\nB_TRY=0\n", None),
             ("ORDER=A\nA_OK=0\nB_OK=1\n", None),
+            // Three boots for the slot that was confirmed, one for the other.
+            ("ORDER=B A\nGOOD=B\nA_OK=1\nA_TRY=0\nB_OK=1\nB_TRY=2\n", Some(Slot::B)),
+            ("ORDER=B A\nGOOD=B\nA_OK=1\nA_TRY=0\nB_OK=1\nB_TRY=3\n", Some(Slot::A)),
+            ("ORDER=B A\nGOOD=B\nA_OK=1\nA_TRY=1\nB_OK=1\nB_TRY=3\n", None),
+            ("ORDER=B A\nGOOD=B\nA_OK=1\nA_TRY=0\nB_OK=0\nB_TRY=1\n", Some(Slot::A)),
+            ("ORDER=B A\nGOOD=A\nA_OK=1\nA_TRY=2\nB_OK=1\nB_TRY=1\n", Some(Slot::A)),
             ("ORDER=R A B\nR_OK=1\nA_OK=1\n", None),
             ("ORDER=R A B\nA_OK=1\n", Some(Slot::A)),
             ("A_OK=0\nA_OK=1\n", Some(Slot::A)),

@@ -217,6 +217,7 @@ impl<T: Transport> Conversation<'_, T> {
             online,
             acknowledged: self.mirror.acknowledged(),
             answered: self.mirror.answered_generation(),
+            out_of_reach: false,
             text,
         };
         self.link.status.send_if_modified(|shown| {

@@ -75,6 +75,10 @@ pub struct SessionStatus {
     /// Generation of the newest report that the hub has answered in this session, be it with a
     /// refusal: twin and reports went there and back. Otherwise as `acknowledged`.
     pub answered: u64,
+    /// Whether the hub could not be reached when it was last tried, or could not be tried without
+    /// the time, which comes over the network too. False where it was reached and refused, and where
+    /// something on this device is wrong.
+    pub out_of_reach: bool,
     /// One sentence for people: what the session does, or why it is not online and what to do.
     pub text: String,
 }

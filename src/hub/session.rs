@@ -101,6 +101,8 @@ enum Attempt {
     Lost { online: Duration, why: String },
     /// There was no connection; the next try may do better.
     Failed(String),
+    /// The same: the hub could not be reached.
+    Unreached(String),
     /// The hub closed the connection without a word.
     Closed(String),
     /// The next try will not do better unless somebody acts.
@@ -144,6 +146,7 @@ impl<T: Transport> Session<T> {
         loop {
             let attempt = self.attempt(calls).await;
             record.note(&attempt);
+            let out_of_reach = matches!(attempt, Attempt::Unreached(_));
             let (why, delay) = match attempt {
                 Attempt::Renew => continue,
                 Attempt::AgentGone => return,
@@ -151,14 +154,17 @@ impl<T: Transport> Session<T> {
                 Attempt::Closed(why) if record.closes >= REFUSING_CLOSES => {
                     (why, self.slow_delay(record.refused()))
                 }
-                Attempt::Closed(why) | Attempt::Failed(why) => (why, record.backoff.delay()),
+                Attempt::Closed(why) | Attempt::Failed(why) | Attempt::Unreached(why) => {
+                    (why, record.backoff.delay())
+                }
                 Attempt::Lost { why, online } if online >= STABLE => (why, self.return_delay()),
                 Attempt::Lost { why, .. } => (record.suspect(why), record.backoff.delay()),
             };
             let hurry = 0.5 + fastrand::f64() / 2.0;
             let next_try_s = self.in_time(delay, hurry).as_secs().saturating_add(1);
             warn!(why, next_try_s, "no hub session");
-            self.tell_offline(format!("offline: {why}; next try within {next_try_s} s"));
+            let text = format!("offline: {why}; next try within {next_try_s} s");
+            self.tell(text, Some(out_of_reach));
             self.pause(delay, hurry).await;
         }
     }
@@ -185,6 +191,7 @@ impl<T: Transport> Session<T> {
             return match error {
                 ConnectError::Closed => Attempt::Closed(why),
                 error if error.is_refusal() => Attempt::Refused(why),
+                error if error.is_out_of_reach() => Attempt::Unreached(why),
                 _ => Attempt::Failed(why),
             };
         }
@@ -241,11 +248,9 @@ impl<T: Transport> Session<T> {
             if let Some(now) = self.clock.wall() {
                 return now;
             }
-            self.tell_offline(
-                "waiting for the clock to be set: tokens and certificates need the time; check \
-                 that time synchronisation works"
-                    .to_owned(),
-            );
+            let text = "waiting for the clock to be set: tokens and certificates need the time; \
+                        check that time synchronisation works";
+            self.tell(text.to_owned(), Some(true));
             sleep(CLOCK_INTERVAL).await;
         }
     }
@@ -327,8 +332,14 @@ impl<T: Transport> Session<T> {
     }
 
     fn tell_offline(&self, text: String) {
-        let status = SessionStatus { text, ..SessionStatus::default() };
+        self.tell(text, None);
+    }
+
+    /// There is no session; what is known of the hub stays while it is tried again.
+    fn tell(&self, text: String, out_of_reach: Option<bool>) {
         self.link.status.send_if_modified(|shown| {
+            let out_of_reach = out_of_reach.unwrap_or(shown.out_of_reach);
+            let status = SessionStatus { out_of_reach, text, ..SessionStatus::default() };
             let changed = *shown != status;
             *shown = status;
             changed

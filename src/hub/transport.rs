@@ -87,6 +87,19 @@ impl ConnectError {
     }
 }
 
+impl ConnectError {
+    /// Whether the hub was not there to judge this device: not reached, or overloaded or down.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        match self {
+            ConnectError::Refused { code } => *code == SERVER_UNAVAILABLE,
+            ConnectError::Silent => true,
+            ConnectError::Unreachable(cause) => cause.lies_on_the_way(),
+            ConnectError::Closed | ConnectError::Setup(_) => false,
+        }
+    }
+}
+
 /// CONNACK code of a hub that is overloaded or down.
 const SERVER_UNAVAILABLE: u8 = 3;
 

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use super::{ImageSink, InstallError, Installer, Interrupter, device_of};
 use crate::config;
 use crate::os::{self, KILL_LIMIT, SLICE, Stream};
+use crate::redact::one_line;
 use crate::update::{Digest, Slot};
 
 /// Lines of the program's standard error that are reported.
@@ -200,8 +201,8 @@ impl CommandSink {
         let text = self.stderr.tail.to_string();
         let lines: Vec<String> = text
             .lines()
-            .map(|line| line.chars().filter(|c| !c.is_control()).take(MAX_LINE).collect::<String>())
-            .filter(|line| !line.trim().is_empty())
+            .map(|line| one_line(line, MAX_LINE))
+            .filter(|line| !line.is_empty())
             .collect();
         let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
         let words = match last {

@@ -60,18 +60,23 @@ impl RaucInstaller {
         let slots = session.slots()?;
         let target = self.rauc.find(&slots, slot)?;
         let ours = device_of(&self.slots, slot);
+        let devices = format!(
+            "RAUC's {} is {}, but slots.{}.device is {}",
+            target.name,
+            target.device.display(),
+            slot.name().to_lowercase(),
+            ours.display()
+        );
         let problem = if target.is_booted {
             Some(format!("RAUC says that {} runs, but slot {slot} does not", target.name))
-        } else if !is_same_device(&target.device, ours) {
-            Some(format!(
-                "RAUC's {} is {}, but slots.{}.device is {}",
-                target.name,
-                target.device.display(),
-                slot.name().to_lowercase(),
-                ours.display()
-            ))
         } else {
-            None
+            match is_same_device(&target.device, ours) {
+                Ok(true) => None,
+                Ok(false) => Some(devices),
+                Err(error) => {
+                    Some(format!("{devices}, and one of them cannot be looked at ({error})"))
+                }
+            }
         };
         problem.map_or_else(|| Ok(target.clone()), |problem| Err(RaucError::Slot { problem }))
     }
@@ -298,14 +303,11 @@ fn free_bytes(room: &Statvfs) -> u64 {
     u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()))
 }
 
-/// Whether two paths lead to one device; what cannot be looked at counts as the same.
-fn is_same_device(one: &Path, other: &Path) -> bool {
-    let number = |path: &Path| os::block_number(path).ok();
-    match (number(one), number(other)) {
+/// Whether two paths lead to one device, or one file. That one of them cannot be looked at is an
+/// error: what RAUC would write is not known then.
+fn is_same_device(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(match (os::block_number(one)?, os::block_number(other)?) {
         (Some(one), Some(other)) => one == other,
-        _ => match (one.canonicalize(), other.canonicalize()) {
-            (Ok(one), Ok(other)) => one == other,
-            _ => true,
-        },
-    }
+        _ => one.canonicalize()? == other.canonicalize()?,
+    })
 }

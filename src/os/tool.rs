@@ -15,8 +15,12 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tracing::debug;
 
+use crate::redact::one_line;
+
 /// Bytes kept of each output stream if nothing else is said: enough for a person.
 const OUTPUT_LIMIT: usize = 8 * 1024;
+/// Characters kept of a program's last line.
+const LAST_LINE: usize = 300;
 /// Longest time after which the end of a program is noticed while something else keeps its
 /// output open. Without that, the end of the output tells it at once.
 pub const SLICE: Duration = Duration::from_millis(50);
@@ -222,8 +226,8 @@ fn last_line(stdout: &Tail, stderr: &Tail) -> String {
         .find_map(|tail| {
             let text = tail.to_string();
             let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
-            // Goes into reports and terminals: no control characters, no endless line.
-            Some(line.chars().filter(|c| !c.is_control()).take(300).collect())
+            // Goes into reports and terminals.
+            Some(one_line(line, LAST_LINE))
         })
         .unwrap_or_default()
 }

@@ -33,13 +33,22 @@ impl LastWords {
     }
 }
 
+/// A journal that could not be read yet.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Unread {
+    /// Of this boot.
+    pub of: FailedBoot,
+    /// How often that failed.
+    pub failures: u8,
+}
+
 /// A boot of a new system that ended without being confirmed.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FailedBoot {
     /// The agent ran in it.
     Known(BootId),
-    /// The agent did not get that far. If the journal knows it, it is the newest boot there that
+    /// The agent did not get that far. If the journal knows it, it is the first boot there that
     /// came after `after` and is none of `others`.
     Unknown {
         /// The boot of the old system in which the new one was ordered.

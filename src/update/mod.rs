@@ -15,7 +15,7 @@ pub use job::{
     Digest, ImageUrl, Job, JobError, MAX_IMAGE_URL_BYTES, MAX_VERSION_BYTES, ParseError, RunId,
     Version,
 };
-pub use last_words::{FailedBoot, LastWords};
+pub use last_words::{FailedBoot, LastWords, Unread};
 pub use machine::{Event, Facts, Limits, MAX_ORDERS, Order, Verdict, Wanted, step};
 pub use report::{Contracts, Device, Phase, Progress, own_section, report};
 pub use slot::{BootId, Slot};

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::job::{Digest, ImageUrl, Job, RunId, Version};
-use super::last_words::LastWords;
+use super::last_words::{LastWords, Unread};
 use super::machine::MAX_ORDERS;
 use super::slot::{BootId, Slot};
 use super::time::WallTime;
@@ -250,8 +250,13 @@ pub struct Passage {
     pub hub_before: Option<bool>,
     /// How often the switch was ordered again because the slot had not been tried.
     pub armed_again: u8,
-    /// How often the machine was restarted cleanly during the trial.
+    /// How often the machine went down cleanly during the trial, as far as no operator asked for it.
     pub clean_stops: u8,
+    /// How often an operator asked for a restart during the trial.
+    pub operator_stops: u8,
+    /// Whether the newest clean stop in the trial was a restart that carried the bootloader's
+    /// argument, if it needs one, so that the slot was tried once more.
+    pub left: bool,
 }
 
 /// Something outside the image that keeps a trial from its end: the network is missing.
@@ -447,6 +452,9 @@ pub struct Outcome {
     /// What the boot of the new system left in the journal, if it was tried and lost.
     #[serde(default)]
     pub journal: Option<LastWords>,
+    /// What is read once more, where reading it failed and `journal` tells why.
+    #[serde(default)]
+    pub journal_again: Option<Unread>,
 }
 
 /// Well, or why not.

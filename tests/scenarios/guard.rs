@@ -158,6 +158,21 @@ async fn a_credential_on_a_slot_is_told_of_before_the_first_update() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_boot_partition_that_is_not_mounted_is_told_of() {
+    let mut world = World::new().await;
+    world.machine.no_data_partition_in("1.0.0");
+    world.machine.set("state.allow_on_slot", true);
+    // What an image may have below the mount point, and GRUB never reads.
+    let file = world.folder().join("grubenv");
+    fs::write(&file, format!("{:#<1024}", "# GRUB Environment Block\n")).unwrap();
+    world.machine.set("boot.kind", "grub");
+    world.machine.set("boot.grub.environment", file.display().to_string());
+    world.start().await;
+    let notices = world.reported()["twinboot"]["notices"].to_string();
+    assert!(notices.contains("grubenv lies on slot A, where the bootloader"), "{notices}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_time_that_nobody_vouches_for_is_not_kept() {
     let mut world = World::new().await;
     let kept = |world: &World| world.machine.saved()["saved"]["newest_time"].clone();

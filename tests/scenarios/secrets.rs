@@ -222,6 +222,31 @@ async fn no_secret_of_a_url_or_of_the_hub_is_seen_anywhere() {
     seen.assert_without(&[SECRET, &key]);
 }
 
+/// What an outside program says when it fails is told, apart from the secrets in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_that_an_installer_prints_leaves_the_device() {
+    let (mut world, systemd) = world().await;
+    let key = hub_key(&world);
+    let installer = world.folder().join("installer.sh");
+    let text = format!(
+        "#!/bin/sh\ncat >/dev/null\necho 'curl: (22) https://h/x?sig={SECRET}' >&2\n\
+         echo 'my key ran {key} away' >&2\nexit 7\n"
+    );
+    std::fs::write(&installer, text).unwrap();
+    world.start().await;
+    let id = world.update("2.0.0.img").await;
+    let twin = world.over(&id).await;
+    let last = &twin["twinboot"]["lastUpdate"];
+    assert_eq!(last["code"], "installer", "{last}");
+    let words = "curl: (22) https://h/x?[redacted] / my key ran [redacted] away";
+    assert!(last.to_string().contains(words), "{last}");
+    let mut seen = Seen::default();
+    seen.everything(&world, &systemd);
+    for (place, text) in &seen.0 {
+        assert!(!text.contains(SECRET) && !text.contains(&key), "{place}: {text}");
+    }
+}
+
 /// The run that was accepted last.
 fn answer_id(seen: &Seen) -> String {
     let answers = &seen.0["answers"];

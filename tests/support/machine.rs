@@ -202,6 +202,7 @@ impl Machine {
     /// A file could not be written.
     pub fn cable(&self, plugged: bool) -> io::Result<()> {
         self.write_sysroot("sys/class/net/eth0/device/vendor", "0x1af4\n")?;
+        self.write_sysroot("sys/class/net/eth0/type", "1\n")?;
         self.write_sysroot("sys/class/net/eth0/flags", "0x1003\n")?;
         self.write_sysroot("sys/class/net/eth0/carrier", if plugged { "1\n" } else { "0\n" })
     }

@@ -183,6 +183,16 @@ class Script(unittest.TestCase):
         self.assertEqual(self.start(",readonly=on"), ("A", "B A", "3", "0"))
         self.assertIn("this boot is not counted", self.said[0])
 
+    def test_a_trial_that_cannot_be_counted_is_not_begun(self):
+        for given, taken in [(("B A", "3", "1"), "A"), (("A B", "1", "3"), "B"),
+                             (("B A", "3", "2"), "B"), (("B A", "0", "1"), "B"),
+                             (("B", "3", "1"), "B")]:
+            with self.subTest(given=given):
+                self.disk.set(*given)
+                said = self.disk.start(",readonly=on")
+                self.assertEqual(said[-1], f"slot {taken} does not boot", said)
+                self.assertEqual(self.disk.get(), given)
+
 
 class ScriptOn32Bits(Script):
     """The same on 32 bits."""

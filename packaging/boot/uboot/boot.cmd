@@ -134,6 +134,14 @@ if ${devtype} write ${tb_next_at} ${tb_next_block} ${tb_blocks}; then
     true
 else
     echo "twinboot: the environment cannot be written, this boot is not counted"
+    # One that was to be tried once could be tried for ever: the other slot in the order boots.
+    for tb_name in ${BOOT_ORDER}; do
+        if test ${tb_slot} = A -a ${tb_name} = B -a 0x${BOOT_A_LEFT} -eq 0 -a 0x${BOOT_B_LEFT} -gt 0; then
+            setenv tb_slot B
+        elif test ${tb_slot} = B -a ${tb_name} = A -a 0x${BOOT_B_LEFT} -eq 0 -a 0x${BOOT_A_LEFT} -gt 0; then
+            setenv tb_slot A
+        fi
+    done
 fi
 
 # ---- Boot it ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 //! Somebody asks for something: an operator from the cloud, or a person on the device.
 
 use super::moves::{conclude, failure, roll_back, run_behind, start, switch};
-use super::stops::stop_trial;
+use super::stops::{By, stop_trial};
 use super::{Event, Facts, Order, Verdict};
 use crate::update::job::RunId;
 use crate::update::state::{
@@ -103,11 +103,12 @@ pub(super) fn asked(
             book.last_reboot = facts.now;
             (state, vec![Order::Answer(Verdict::Restarting), Order::Restart])
         }
-        (busy, E::RestartRequested) => match stop_trial(&busy) {
-            Some((trial, orders)) => {
+        (busy, E::RestartRequested) => match stop_trial(&busy, By::Operator) {
+            // A bootloader that refuses ends it before the answer.
+            Some((trial, target)) => {
                 book.last_reboot = facts.now;
-                let answer = vec![Order::Answer(Verdict::Restarting)];
-                (trial, [answer, orders, vec![Order::RestartToTry]].concat())
+                let answer = Order::Answer(Verdict::Restarting);
+                (trial, vec![Order::TryNext(target), answer, Order::RestartToTry])
             }
             None => {
                 let verdict = late(&busy, Verdict::TooLate);

@@ -65,7 +65,8 @@ fn pursue(
         return (State::Idle, vec![]);
     }
     let mut close = |kind| {
-        book.last = Some(Outcome { run: None, kind, at: facts.now, journal: None });
+        book.last =
+            Some(Outcome { run: None, kind, at: facts.now, journal: None, journal_again: None });
         book.settled = Some(fingerprint);
         (State::Idle, vec![])
     };

@@ -4,7 +4,7 @@ use super::moves::{
     conclude, failure, fetch, roll_back, roll_back_again, settle_home, succeed, switch,
     switch_again, watch,
 };
-use super::stops::{machine_stops, stays_up};
+use super::stops::{machine_stops, note_hub, stays_up};
 use super::{Event, Facts, Order};
 use crate::update::state::{Content, FailureKind, Outage, OutcomeKind, Saved, State};
 use crate::update::trial::TrialTime;
@@ -46,10 +46,14 @@ pub(super) fn happened(
             switch(run, 1, facts)
         }
 
-        (S::Switching { run, ordered_in, attempt, armed: false, left }, E::Switched(Ok(()))) => (
-            S::Switching { run, ordered_in, attempt, armed: true, left },
-            vec![Order::RestartToTry],
-        ),
+        (
+            S::Switching { mut run, ordered_in, attempt, armed: false, left },
+            E::Switched(Ok(())),
+        ) => {
+            note_hub(&mut run, facts);
+            let state = S::Switching { run, ordered_in, attempt, armed: true, left };
+            (state, vec![Order::RestartToTry])
+        }
         (S::Switching { run, .. }, E::Switched(Err(cause))) => {
             let orders = vec![Order::CancelTry(run.target())];
             (conclude(book, run, OutcomeKind::Failed(cause), facts), orders)
@@ -97,15 +101,15 @@ pub(super) fn happened(
         (S::Trial { run, healthy: false, .. }, E::TrialExpired(why)) => {
             roll_back(run, failure(FailureKind::Unhealthy, why), 1, facts)
         }
-        // An operator's restart had ended the checks.
-        (trial @ S::Trial { stopped: true, .. }, E::RestartFailed(_)) => {
+        // An operator's restart had ended the checks. One that would lead into the old slot is none.
+        (trial @ S::Trial { stopped: true, .. }, E::RestartFailed(_) | E::Switched(Err(_))) => {
             let (trial, forget) = stays_up(trial);
             let (trial, orders) = watch(trial, facts);
             (trial, [forget, orders].concat())
         }
         // A trial whose time is over is left, whoever has the machine restarted.
         (lost, E::MachineStops { .. }) if time_is_over => (lost, vec![]),
-        (state, E::MachineStops { restarts }) => machine_stops(state, restarts),
+        (state, E::MachineStops { restarts }) => machine_stops(state, restarts, facts),
         // Only where it is not known which slot is good is a slot watched without a run.
         (S::Idle, E::Healthy) if book.home.is_none() => (S::Idle, vec![Order::Confirm]),
         (S::Idle, E::Confirmed) if book.home.is_none_or(|home| home == facts.running) => {

@@ -1,13 +1,17 @@
 //! The last words of a failed boot: noted down as wanted when the update ends, looked for at every
-//! start of the agent until they are read.
+//! start of the agent until they are read, or could not be a few times.
 
 use super::{Facts, Order};
-use crate::update::last_words::{FailedBoot, LastWords};
-use crate::update::state::{OutcomeKind, Saved, State};
+use crate::update::last_words::{FailedBoot, LastWords, Unread};
+use crate::update::state::{Outcome, OutcomeKind, Saved, State};
 
 /// Boots that are remembered as not the failed one. Only power cuts within seconds of each start
 /// make them more; beyond that the journal is let be.
 const MAX_OTHERS: usize = 8;
+
+/// Failures after which the journal is let be: a slow card or a journal that is just being rotated is
+/// no reason at the next start.
+const MAX_FAILURES: u8 = 5;
 
 /// An event was taken in a state in which `failed` is the boot to fail. If it ended the update, the
 /// journal of that boot is wanted.
@@ -23,13 +27,19 @@ pub(super) fn want(book: &mut Saved, failed: Option<FailedBoot>) {
 
 /// The agent started: what is still to be read, if anything.
 pub(super) fn look_for(book: &mut Saved, facts: &Facts) -> Option<Order> {
-    let journal = &mut book.last.as_mut()?.journal;
-    let Some(LastWords::Wanted(failed)) = journal else { return None };
+    let Outcome { journal, journal_again, .. } = book.last.as_mut()?;
+    let failed = match (&mut *journal, &mut *journal_again) {
+        (Some(LastWords::Wanted(failed)), _) => failed,
+        (_, Some(unread)) => &mut unread.of,
+        _ => return None,
+    };
     if let FailedBoot::Unknown { others, .. } = failed
         && !others.contains(&facts.boot)
     {
         if others.len() >= MAX_OTHERS {
-            *journal = None;
+            if journal_again.take().is_none() {
+                *journal = None;
+            }
             return None;
         }
         others.push(facts.boot.clone());
@@ -40,9 +50,14 @@ pub(super) fn look_for(book: &mut Saved, facts: &Facts) -> Option<Order> {
 /// The journal was read for `failed`. Another update may have ended since: then nobody asks any
 /// more.
 pub(super) fn read(book: &mut Saved, failed: FailedBoot, result: Result<Vec<String>, String>) {
-    if let Some(last) = &mut book.last
-        && last.journal == Some(LastWords::Wanted(failed))
-    {
-        last.journal = Some(LastWords::read(result));
-    }
+    let Some(last) = &mut book.last else { return };
+    let failures = match (&last.journal, &last.journal_again) {
+        (Some(LastWords::Wanted(wanted)), _) if *wanted == failed => 0,
+        (_, Some(unread)) if unread.of == failed => unread.failures,
+        _ => return,
+    };
+    let failures = failures.saturating_add(1);
+    let again = result.is_err() && failures < MAX_FAILURES;
+    last.journal_again = again.then_some(Unread { of: failed, failures });
+    last.journal = Some(LastWords::read(result));
 }

@@ -159,7 +159,7 @@ pub enum Order {
     Verify(Written, Slot),
     /// End [`Order::Fetch`] or [`Order::Verify`].
     StopWork,
-    /// Boot the slot once.
+    /// Boot the slot once. If that fails, what follows is not done.
     TryNext(Slot),
     /// Forget that the slot was to be tried.
     CancelTry(Slot),

@@ -87,11 +87,12 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
             facts,
         ),
 
-        // A machine that was switched off cleanly forgets the one-shot argument.
+        // A machine that was switched off cleanly forgets the one-shot argument; one that was
+        // restarted had it.
         S::Trial { run, stopped: true, .. }
             if facts.running == run.from
                 && may_arm_again(&run)
-                && was_not_tried(&run, false, facts) =>
+                && was_not_tried(&run, run.passage.left, facts) =>
         {
             let orders_so_far = run.passage.armed_again.saturating_add(1);
             let (state, orders) = arm_again(run, orders_so_far, facts);
@@ -184,7 +185,13 @@ fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Or
                 "slot {home} had been confirmed, but the bootloader left it: look at its boot attempts"
             );
             let kind = OutcomeKind::RolledBack(failure(FailureKind::LeftConfirmedSlot, detail));
-            book.last = Some(Outcome { run: None, kind, at: facts.now, journal: None });
+            book.last = Some(Outcome {
+                run: None,
+                kind,
+                at: facts.now,
+                journal: None,
+                journal_again: None,
+            });
             settle_home(book, facts);
             (State::Idle, vec![Order::Confirm])
         }

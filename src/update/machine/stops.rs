@@ -3,46 +3,75 @@
 use super::Facts;
 use super::Order;
 use super::moves::MAX_ORDERS;
-use crate::update::state::{Run, State};
+use crate::update::slot::Slot;
+use crate::update::state::{Passage, Run, State};
 
-/// Clean restarts in one trial that do not count: an image that has itself restarted again and
-/// again must be left in the end.
-const MAX_CLEAN_STOPS: u8 = 10;
+/// Restarts in the trials of one update that an operator asks for, and that do not count.
+const MAX_OPERATOR_STOPS: u8 = 10;
+
+/// The same by whosever order. It may be the image that restarts itself, which must not be tried
+/// again and again.
+const MAX_CLEAN_STOPS: u8 = 2;
 
 /// The machine goes down cleanly; `restarts` tells whether through the bootloader and up again.
-pub(super) fn machine_stops(state: State, restarts: bool) -> (State, Vec<Order>) {
+pub(super) fn machine_stops(state: State, restarts: bool, facts: &Facts) -> (State, Vec<Order>) {
     match state {
         // Whoever ordered the restart: it tries the slot, if it carries the argument.
-        State::Switching { run, ordered_in, attempt, armed: true, .. } => {
+        State::Switching { mut run, ordered_in, attempt, armed: true, .. } => {
+            note_hub(&mut run, facts);
             let left = restarts;
             let orders = vec![Order::CarryArgument];
             (State::Switching { run, ordered_in, attempt, armed: true, left }, orders)
         }
-        state => match stop_trial(&state) {
-            Some((trial, mut orders)) => {
-                orders.push(Order::CarryArgument);
-                (trial, orders)
-            }
+        state => match stop_trial(&state, By::Anybody { restarts }) {
+            Some((trial, target)) => (trial, vec![Order::TryNext(target), Order::CarryArgument]),
             None => (state, vec![]),
         },
     }
 }
 
-/// Has the slot on trial tried once more, because the machine is restarted cleanly. `None` if that
-/// may not be.
-pub(super) fn stop_trial(state: &State) -> Option<(State, Vec<Order>)> {
+/// The old slot is about to be left. Whether it had the hub was measured when the image was read
+/// back; it may have found it since, also after a start in which the slot is armed again. That it
+/// has none in its first moments says nothing.
+pub(super) fn note_hub(run: &mut Run, facts: &Facts) {
+    if facts.hub_online {
+        run.passage.hub_before = Some(true);
+    }
+}
+
+/// Who restarts a machine in a trial.
+#[derive(Clone, Copy)]
+pub(super) enum By {
+    /// An operator wants it. It is ordered now, and comes then.
+    Operator,
+    /// It comes, by whosever order; `restarts` as for [`machine_stops`].
+    Anybody { restarts: bool },
+}
+
+/// The machine goes down cleanly in a trial: the slot is to be tried once more. `None` if that may
+/// not be.
+pub(super) fn stop_trial(state: &State, by: By) -> Option<(State, Slot)> {
     let mut trial = state.clone();
     let State::Trial { run, healthy: false, stopped, .. } = &mut trial else { return None };
-    // An operator's restart is ordered first and then comes.
+    let passage = &mut run.passage;
+    // What an operator ordered is counted already when it comes.
     if !*stopped {
-        if run.passage.clean_stops >= MAX_CLEAN_STOPS {
+        let (count, most) = match by {
+            By::Operator => (&mut passage.operator_stops, MAX_OPERATOR_STOPS),
+            By::Anybody { .. } => (&mut passage.clean_stops, MAX_CLEAN_STOPS),
+        };
+        if *count >= most {
             return None;
         }
-        run.passage.clean_stops = run.passage.clean_stops.saturating_add(1);
+        *count = count.saturating_add(1);
+        passage.left = false;
         *stopped = true;
     }
-    let orders = vec![Order::TryNext(run.target())];
-    Some((trial, orders))
+    if let By::Anybody { restarts } = by {
+        passage.left = restarts;
+    }
+    let target = run.target();
+    Some((trial, target))
 }
 
 /// The machine did not go down after all: the slot is on trial for this boot only, as before.
@@ -70,5 +99,6 @@ pub(super) fn may_arm_again(run: &Run) -> bool {
 
 /// Whether the trial ended because it was restarted cleanly too often.
 pub(super) fn too_many_stops(run: &Run) -> bool {
-    run.passage.clean_stops >= MAX_CLEAN_STOPS
+    let Passage { clean_stops, operator_stops, .. } = run.passage;
+    clean_stops >= MAX_CLEAN_STOPS || operator_stops >= MAX_OPERATOR_STOPS
 }

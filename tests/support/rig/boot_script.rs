@@ -4,7 +4,7 @@ use twinboot::update::Slot;
 
 use super::Script;
 
-/// The U-Boot script's attempts for a confirmed slot.
+/// The scripts' attempts for a confirmed slot.
 const ATTEMPTS: u8 = 3;
 
 /// The boot script's variables.
@@ -12,7 +12,7 @@ const ATTEMPTS: u8 = 3;
 pub enum Variables {
     Tryboot { usual: Slot, one_shot: Slot },
     Uboot { order: Vec<Slot>, left: [u8; 2] },
-    Grub { order: [Slot; 2], ok: [bool; 2], tried: [bool; 2] },
+    Grub { order: [Slot; 2], ok: [bool; 2], tries: [u8; 2], good: Slot },
 }
 
 pub fn index(slot: Slot) -> usize {
@@ -30,7 +30,8 @@ impl Variables {
             Script::Grub => Variables::Grub {
                 order: [Slot::A, Slot::B],
                 ok: [true, false],
-                tried: [false, false],
+                tries: [0, 0],
+                good: Slot::A,
             },
         }
     }
@@ -42,9 +43,10 @@ impl Variables {
             Variables::Uboot { order, left } => {
                 order.iter().copied().find(|slot| left[index(*slot)] > 0)
             }
-            Variables::Grub { order, ok, tried } => {
-                order.iter().copied().find(|slot| ok[index(*slot)] && !tried[index(*slot)])
-            }
+            Variables::Grub { order, ok, tries, good } => order.iter().copied().find(|slot| {
+                let boots = if slot == good { ATTEMPTS } else { 1 };
+                ok[index(*slot)] && tries[index(*slot)] < boots
+            }),
         }
     }
 
@@ -57,7 +59,7 @@ impl Variables {
         }
     }
 
-    /// The machine starts: what RAUC's scripts and the Raspberry Pi's firmware do. `None` if they
+    /// The machine starts: what the boot scripts and the Raspberry Pi's firmware do. `None` if they
     /// find nothing to start.
     pub fn start(&mut self, argument: Option<&str>) -> Option<Slot> {
         match self {
@@ -72,20 +74,19 @@ impl Variables {
                 left[index(slot)] -= 1;
                 Some(slot)
             }
-            Variables::Grub { order, ok, tried } => {
-                // The rescue system is left by switching the machine off and on again.
-                for _ in 0..2 {
-                    for slot in *order {
-                        let untried = !std::mem::replace(&mut tried[index(slot)], true);
-                        if ok[index(slot)] && untried {
-                            return Some(slot);
-                        }
-                    }
-                    for slot in Slot::BOTH {
-                        tried[index(slot)] &= !ok[index(slot)];
-                    }
+            Variables::Grub { .. } => {
+                let mut found = self.next();
+                let Variables::Grub { ok, tries, good, .. } = self else { return None };
+                if found.is_none() {
+                    let (good, other) = (index(*good), index(good.other()));
+                    // The confirmed slot begins anew alone, once.
+                    tries[other] = if ok[good] && tries[other] == 1 { 2 } else { 0 };
+                    tries[good] = 0;
+                    found = self.next();
                 }
-                None
+                let Variables::Grub { tries, .. } = self else { return None };
+                tries[index(found?)] += 1;
+                found
             }
         }
     }
@@ -101,11 +102,12 @@ impl Variables {
                     left[index(other)] = ATTEMPTS;
                 }
             }
-            Variables::Grub { order, ok, tried } => {
+            Variables::Grub { order, ok, tries, good } => {
                 *order = [other, slot];
                 ok[index(other)] = true;
                 ok[index(slot)] = false;
-                *tried = [false; 2];
+                *tries = [0; 2];
+                *good = other;
             }
         }
     }
@@ -121,10 +123,11 @@ impl Variables {
                     left[index(other)] = ATTEMPTS;
                 }
             }
-            Variables::Grub { order, ok, tried } => {
+            Variables::Grub { order, ok, tries, good } => {
                 *order = [slot, other];
                 *ok = [true; 2];
-                *tried = [false; 2];
+                *tries = [0; 2];
+                *good = other;
             }
         }
     }
@@ -141,10 +144,12 @@ impl Variables {
                 *order = std::iter::once(running).chain(others).collect();
                 left[index(running)] = ATTEMPTS;
             }
-            Variables::Grub { order, ok, tried } => {
+            Variables::Grub { order, ok, tries, good } => {
                 *order = [running, other];
                 ok[index(running)] = true;
-                tried[index(running)] = false;
+                tries[index(running)] = 0;
+                tries[index(other)] = tries[index(other)].min(1);
+                *good = running;
             }
         }
     }

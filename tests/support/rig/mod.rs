@@ -354,6 +354,7 @@ impl Rig {
             restarter: Arc::new(life.clone()),
             journal: Some(Arc::new(life.clone())),
             supervisor: Arc::new(Rest { life: life.clone(), seen: Mutex::new((0, 0)) }),
+            secrets: Arc::new(Vec::new),
         };
         let inputs = Inputs { requests: incoming, desired, session, report };
         let running_version = self.machine().running_version();
@@ -417,7 +418,7 @@ impl Rig {
                     let mut machine = self.machine();
                     machine.trial_ends = machine.trial_ends.max(trial_ends);
                 }
-                status.send_replace(SessionStatus::default());
+                status.send_replace(SessionStatus { out_of_reach: true, ..Default::default() });
                 tokio::time::sleep(HUB_TRIES).await;
                 continue;
             }
@@ -427,7 +428,9 @@ impl Rig {
             }
             let (acknowledged, answered) = (report.generation, report.generation);
             let text = String::new();
-            status.send_replace(SessionStatus { online: true, acknowledged, answered, text });
+            let (online, out_of_reach) = (true, false);
+            let now = SessionStatus { online, acknowledged, answered, out_of_reach, text };
+            status.send_replace(now);
             if reports.changed().await.is_err() {
                 return std::future::pending().await;
             }

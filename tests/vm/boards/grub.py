@@ -58,11 +58,13 @@ kind = "grub"
 """
 
     def mounts(self) -> list[str]:
-        return ["/dev/disk/by-partlabel/boot /boot/grub vfat noatime,umask=0077,nofail 0 0"]
+        return ["/dev/disk/by-partlabel/boot /boot/grub vfat "
+                "noatime,umask=0077,nofail,x-systemd.before=twinbootd.service 0 0"]
 
     def make_disk(self, path: Path, image: Path, data: dict[str, bytes]) -> None:
         work = self.work_folder(path)
-        good = environment_block(ORDER="A B", A_OK="1", A_TRY="0", B_OK="0", B_TRY="0")
+        good = environment_block(ORDER="A B", A_OK="1", A_TRY="0", B_OK="0", B_TRY="0",
+                                 GOOD="A")
         boot = disks.make_fat(work / "boot.img", BOOT_MIB, {
             "grub.cfg": SCRIPT,
             "board.cfg": BOARD_CFG.encode(),
@@ -95,11 +97,18 @@ kind = "grub"
         try:
             variables = self.variables(disk)
         except ValueError:
-            variables = parse_environment(disks.read_fat(disk, "boot", "grubenv.spare"))
+            spare = parse_environment(disks.read_fat(disk, "boot", "grubenv.spare"))
+            tries = {name: spare.get(name, "0") for name in ("A_TRY", "B_TRY")}
+            variables = {"A_OK": "1", "B_OK": "1", **tries}
         order = variables.get("ORDER", "A B").split()
-        good = [slot for slot in order if variables.get(f"{slot}_OK") == "1"]
-        fresh = [slot for slot in good if variables.get(f"{slot}_TRY", "0") == "0"]
-        return next(iter(fresh or good or ["A"]))
+        ok = [slot for slot in order if variables.get(f"{slot}_OK") == "1"]
+        good = [slot for slot in ok if slot == variables.get("GOOD")]
+        left = [slot for slot in ok
+                if variables.get(f"{slot}_TRY", "0") in (("0", "1", "2") if slot in good else ("0",))]
+        other = [slot for slot in "AB" if slot not in good]
+        # The confirmed slot begins anew alone, once.
+        alone = good if len(other) == 1 and variables.get(f"{other[0]}_TRY") == "1" else []
+        return next(iter(left or alone or ok or ["A"]))
 
 
 def _install_grub(disk: Path, work: Path) -> None:

@@ -121,7 +121,8 @@ kind = "tryboot"
         return super().recipe() + (SHIPPED / "write-slot").read_text()
 
     def mounts(self) -> list[str]:
-        return ["/dev/disk/by-partlabel/boot /boot/autoboot vfat noatime,umask=0077,nofail 0 0"]
+        return ["/dev/disk/by-partlabel/boot /boot/autoboot vfat "
+                "noatime,umask=0077,nofail,x-systemd.before=twinbootd.service 0 0"]
 
     def customise(self, tree) -> None:
         tree.write("boot/firmware/cmdline.txt", CMDLINE)

@@ -14,7 +14,7 @@ from pathlib import Path
 SIGNATURE = b"# GRUB Environment Block\n"
 
 # `loads` names the slots whose kernel can be read, `readable` the environment blocks that GRUB can
-# read. An unknown command ends the run with an error, so that the oracle never guesses.
+# read, and whether it can write them. An unknown command ends the run with an error, so that the oracle never guesses.
 GRUB = r"""
 loads=" __LOADS__ "
 declare -A readable=( __READABLE__ ) block=( __BLOCK__ )
@@ -49,7 +49,7 @@ load_env() {
 save_env() {
     take_file "$@"; shift $?
     # GRUB refuses to write into what is no block.
-    [ -n "${readable[$file]}" ] || return 1
+    [ "${readable[$file]}" = written ] || return 1
     for name; do block[$file:$name]=${!name}; done
 }
 linux() {
@@ -122,14 +122,15 @@ def _line(text: bytes) -> tuple[bytes, bool, bytes]:
 Blocks = dict[str, dict[str, str] | None]
 
 
-def grub(script: str, blocks: Blocks, loads: set[str]) -> Start:
-    """One start with GRUB: what `script` does if the blocks hold that."""
+def grub(script: str, blocks: Blocks, loads: set[str], writes: bool = True) -> Start:
+    """One start with GRUB: what `script` does if the blocks hold that, and GRUB can write or not."""
     held = {
         f"{file}:{name}": value
         for file, variables in blocks.items()
         for name, value in (variables or {}).items()
     }
-    readable = {file: "yes" for file, variables in blocks.items() if variables is not None}
+    how = "written" if writes else "read"
+    readable = {file: how for file, variables in blocks.items() if variables is not None}
     head = (
         GRUB.replace("__LOADS__", " ".join(sorted(loads)))
         .replace("__READABLE__", _table(readable))
@@ -179,12 +180,14 @@ def _run(text: str) -> tuple[str | None, str, dict[str, str]]:
     raise NotRun(f"the boot script failed: {run.stderr.decode().strip()}")
 
 
-def starts(script: Path, blocks: Blocks, loads: set[str], most: int = 6) -> list[str | None]:
+def starts(
+    script: Path, blocks: Blocks, loads: set[str], most: int = 8, writes: bool = True
+) -> list[str | None]:
     """The slots of so many starts one after the other, if what boots never does anything."""
     text = script.read_text()
     found = []
     for _ in range(most):
-        start = grub(text, blocks, loads)
+        start = grub(text, blocks, loads, writes)
         found.append(start.slot)
         blocks = start.environment
     return found

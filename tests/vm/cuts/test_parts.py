@@ -99,9 +99,9 @@ FETCHING = state({"fetching": {"run": RUN}})
 TRIAL = state({"trial": {"run": RUN, "healthy": False}})
 SUCCEEDED = state("idle", home="B", last={"kind": "succeeded", "run": RUN})
 FAILED = state("idle", last={"kind": {"failed": {"kind": "network"}}, "run": RUN})
-A_ALONE = block(ORDER="A B", A_OK=1, A_TRY=0, B_OK=0, B_TRY=0)
-TRY_B = block(ORDER="B A", A_OK=1, A_TRY=0, B_OK=1, B_TRY=0)
-TRIED_B = block(ORDER="B A", A_OK=1, A_TRY=0, B_OK=1, B_TRY=1)
+A_ALONE = block(ORDER="A B", A_OK=1, A_TRY=0, B_OK=0, B_TRY=0, GOOD="A")
+TRY_B = block(ORDER="B A", A_OK=1, A_TRY=0, B_OK=1, B_TRY=0, GOOD="A")
+TRIED_B = block(ORDER="B A", A_OK=1, A_TRY=0, B_OK=1, B_TRY=1, GOOD="A")
 
 
 class MadeDisk(unittest.TestCase):
@@ -234,6 +234,12 @@ class TheOracle(MadeDisk):
         verdict = self.last(empty)
         self.assertEqual((verdict.bricks, verdict.chosen), ([], "A"))
         self.assertIn("unreadable: grubenv", verdict.notes)
+
+    def test_lost_variables_lead_to_either_slot_in_turn(self) -> None:
+        # Slot B may be the only whole one: the spare block, made in the factory, knows slot A alone.
+        content = self.fat(b"")
+        found = grub(SHIPPED).starts(lambda at, length: content[at : at + length])
+        self.assertEqual(found, (list("ABABABAB"), ["grubenv"]))
 
     def test_a_success_that_does_not_boot_is_untrue(self) -> None:
         self.assertIn("succeeded", str(self.last(("data", 0, self.ext4(SUCCEEDED))).untruths))
@@ -501,6 +507,44 @@ class Environments(unittest.TestCase):
         self.assertEqual(bootscript.grub_block(block(x="a\\\\b\\\nc", y=1)), {"x": "a\\b\nc", "y": "1"})
         for none in (b"", bytes(1024), block()[5:], b"#" * 1024):
             self.assertIsNone(bootscript.grub_block(none))
+
+    def test_a_confirmed_slot_boots_three_times(self) -> None:
+        self.assertEqual(self.starts(order="B A", a=(1, 0), b=(1, 0), good="B"), "BBBABBBB")
+        self.assertEqual(self.starts(order="A B", a=(1, 0), b=(1, 1), good="A"), "AAAAAAAA")
+        self.assertEqual(self.starts(order="A B", a=(1, 2), b=(0, 0), good="A"), "AAAAAAAA")
+
+    def test_a_slot_that_failed_is_not_tried_soon_again(self) -> None:
+        self.assertEqual(self.starts(order="B A", a=(1, 0), b=(1, 0), good="A"), "BAAAAAAB")
+        # Cut on the way back, three times.
+        self.assertEqual(self.starts(order="B A", a=(1, 3), b=(1, 1), good="A"), "AAABAAAA")
+        # Before the confirmed slot had a name.
+        self.assertEqual(self.starts(order="B A", a=(1, 0), b=(1, 0)), "BABABABA")
+        self.assertEqual(self.starts(order="B A", a=(1, 0), b=(1, 0), good="x"), "BABABABA")
+
+    def test_nothing_good_tries_both(self) -> None:
+        self.assertIn("B", self.starts(order="B A", a=(0, 0), b=(0, 0), good="A"))
+        self.assertIn("A", self.starts(order="", a=(0, 3), b=(0, 3), good="B"))
+
+    def test_a_boot_that_is_not_counted_is_one_of_the_confirmed_slot(self) -> None:
+        trial = {"order": "B A", "a": (1, 0), "b": (1, 0)}
+        self.assertEqual(self.starts(**trial, good="A", writes=False), "AAAAAAAA")
+        self.assertEqual(self.starts(**trial, good="B", writes=False), "BBBBBBBB")
+        self.assertEqual(self.starts(**trial, writes=False), "BBBBBBBB")
+
+    @staticmethod
+    def starts(
+        order: str, a: tuple[int, int], b: tuple[int, int], good: str = "", writes: bool = True
+    ) -> str:
+        """What boots, by `x_OK` and `x_TRY` of the slots, if nobody confirms anything."""
+        variables = {"ORDER": order, "A_OK": a[0], "A_TRY": a[1], "B_OK": b[0], "B_TRY": b[1]}
+        variables |= {"GOOD": good} if good else {}
+        found = bootscript.starts(
+            SHIPPED,
+            {"grubenv": {name: str(value) for name, value in variables.items()}},
+            {"A", "B"},
+            writes=writes,
+        )
+        return "".join(slot or "-" for slot in found)
 
     def test_an_unknown_command_is_not_guessed_at(self) -> None:
         with self.assertRaisesRegex(bootscript.NotRun, "frobnicate"):
