@@ -28,7 +28,7 @@ KERNEL = {"amd64": "linux-image-amd64", "arm64": "linux-image-arm64"}
 # turn is kept as well.
 INITRD_MODULES = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "squashfs", "i6300esb"]
 SLOT_MODULES = ["virtio_net", "virtio_rng", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1",
-                "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop"]
+                "nls_utf8", "overlay", "dm-mod", "dm-verity", "loop", "button", "evdev"]
 IMAGE_FILES = Path(__file__).parent / "image"
 # What programs start in a tree ends with them, and so does what they mount.
 JAIL = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
