@@ -62,5 +62,8 @@ done
 # At shutdown the agent asks RAUC, and systemd starts nothing any more.
 grep -qx 'After=dbus.service rauc.service' systemd/twinbootd.service ||
     fail "systemd/twinbootd.service: must stop before RAUC and its bus"
+# The tools that it asks then are not to be ended together with it.
+grep -qx KillMode=mixed systemd/twinbootd.service ||
+    fail "systemd/twinbootd.service: the agent's tools must outlive the order to stop it"
 # Without these the clock of chrony and ntpd counts as not set.
 grep -q '^SystemCallFilter=.*clock_adjtime' systemd/twinbootd.service || fail "systemd/twinbootd.service: must let adjtimex through"

@@ -787,7 +787,7 @@ fn clean_restarts_in_a_trial_are_no_starts_and_have_an_end() {
     let (saved, _) = step(saved, Event::Started, &Facts { by_argument: true, ..in_a() });
     assert_eq!(say(&saved), "idle: rolled back, fellBack");
     let told = format!("{:?}", saved.last.unwrap().kind);
-    assert!(told.contains("restarted cleanly too often"), "{told}");
+    assert!(told.contains("after as many clean restarts as a trial may have"), "{told}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::moves::{
     MAX_ORDERS, arm_again, back_home, begin_trial, conclude, failure, fetch, no_restart, roll_back,
     roll_back_again, run_behind, settle_home, stuck, switch_again, watch,
 };
-use super::stops::{may_arm_again, stays_up, too_many_stops, was_not_tried};
+use super::stops::{may_arm_again, no_stops_left, stays_up, was_not_tried};
 use super::{Facts, Order};
 use crate::update::slot::Slot;
 use crate::update::state::{
@@ -136,9 +136,9 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
 }
 
 fn why_trial_was_left(run: &Run) -> &'static str {
-    if too_many_stops(run) {
-        return "the new slot was restarted cleanly too often before it was confirmed, and the \
-                bootloader went back to the old slot";
+    if no_stops_left(run) {
+        return "the new slot was restarted once more before it was confirmed, after as many clean \
+                restarts as a trial may have, and the bootloader went back to the old slot";
     }
     "the new slot started but was restarted before it was confirmed, and the bootloader went back \
      to the old slot"

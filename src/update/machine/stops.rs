@@ -97,8 +97,9 @@ pub(super) fn may_arm_again(run: &Run) -> bool {
     run.passage.armed_again.saturating_add(1) < MAX_ORDERS
 }
 
-/// Whether the trial ended because it was restarted cleanly too often.
-pub(super) fn too_many_stops(run: &Run) -> bool {
+/// Whether the trial has had all its clean restarts. What came after the last one, a clean restart or
+/// a crash, nobody can tell.
+pub(super) fn no_stops_left(run: &Run) -> bool {
     let Passage { clean_stops, operator_stops, .. } = run.passage;
     clean_stops >= MAX_CLEAN_STOPS || operator_stops >= MAX_OPERATOR_STOPS
 }
