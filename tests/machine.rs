@@ -160,13 +160,7 @@ fn scene(name: &str) -> (Saved, Facts) {
         stopped,
         outage,
     };
-    let failed = |kind| Outcome {
-        run: Some(run()),
-        kind: OutcomeKind::Failed(cause(kind)),
-        at: Some(now()),
-        journal: None,
-        journal_again: None,
-    };
+    let failed = |kind| Outcome::new(Some(run()), OutcomeKind::Failed(cause(kind)), Some(now()));
     match name {
         "idle" => (with(saved, State::Idle, Content::Unknown), in_a()),
         "idle, the other slot good" => (with(saved, State::Idle, good("0")), in_a()),
@@ -888,12 +882,8 @@ fn a_hub_that_the_old_slot_finds_before_it_leaves_is_no_excuse_any_more() {
 fn away(content: Content, last: Option<FailureKind>, next: Option<Slot>) -> (Saved, Vec<Order>) {
     let mut saved = home_is_a();
     saved.slots.b = content;
-    saved.last = last.map(|kind| Outcome {
-        run: Some(desired_run()),
-        kind: OutcomeKind::Failed(cause(kind)),
-        at: Some(now()),
-        journal: None,
-        journal_again: None,
+    saved.last = last.map(|kind| {
+        Outcome::new(Some(desired_run()), OutcomeKind::Failed(cause(kind)), Some(now()))
     });
     step(saved, Event::Started, &Facts { next, ..in_b() })
 }
@@ -949,13 +939,7 @@ fn the_reason_survives_a_bootloader_that_was_not_told_in_time() {
     let mut saved = home_is_a();
     saved.slots.b = tried(is_bad);
     let kind = OutcomeKind::RolledBack(cause(FailureKind::Unhealthy));
-    saved.last = Some(Outcome {
-        run: Some(run()),
-        kind: kind.clone(),
-        at: Some(now()),
-        journal: None,
-        journal_again: None,
-    });
+    saved.last = Some(Outcome::new(Some(run()), kind.clone(), Some(now())));
     let (saved, _) = step(saved, Event::Started, &in_b());
     assert_eq!(say(&saved), "going back, unhealthy, order 1");
     let (saved, _) = step(saved, Event::Started, &in_a());

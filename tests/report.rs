@@ -87,13 +87,7 @@ fn saved(state: State) -> Saved {
 
 fn ended(kind: OutcomeKind, phases: usize) -> Saved {
     let mut saved = saved(State::Idle);
-    saved.last = Some(Outcome {
-        run: Some(run(phases)),
-        kind,
-        at: Some(at(9)),
-        journal: None,
-        journal_again: None,
-    });
+    saved.last = Some(Outcome::new(Some(run(phases)), kind, Some(at(9))));
     saved
 }
 
@@ -156,13 +150,7 @@ fn all_states() -> Vec<(&'static str, Saved, bool)> {
     let failed = |kind, phases| ended(OutcomeKind::Failed(cause(kind)), phases);
     let back = |kind, phases| ended(OutcomeKind::RolledBack(cause(kind)), phases);
     let mut up_to_date = saved(State::Idle);
-    up_to_date.last = Some(Outcome {
-        run: None,
-        kind: OutcomeKind::UpToDate,
-        at: Some(at(9)),
-        journal: None,
-        journal_again: None,
-    });
+    up_to_date.last = Some(Outcome::new(None, OutcomeKind::UpToDate, Some(at(9))));
     vec![
         ("new", saved(State::Idle), false),
         ("waiting", saved(fetching(false)), false),

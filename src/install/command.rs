@@ -19,7 +19,7 @@ use super::{ImageSink, InstallError, Installer, Interrupter, device_of};
 use crate::config;
 use crate::os::{self, KILL_LIMIT, SLICE, Stream};
 use crate::redact::one_line;
-use crate::update::{Digest, Slot};
+use crate::update::Slot;
 
 /// Lines of the program's standard error that are reported.
 const LAST_LINES: usize = 5;
@@ -96,25 +96,6 @@ impl Installer for CommandInstaller {
         }
         sink.stdin = stdin;
         Ok(Box::new(sink))
-    }
-
-    fn resume(
-        &mut self,
-        _: Slot,
-        _: u64,
-        _: Digest,
-        _: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Option<Box<dyn ImageSink>>, InstallError> {
-        Ok(None)
-    }
-
-    fn digest(
-        &mut self,
-        _: Slot,
-        _: u64,
-        _: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Option<Digest>, InstallError> {
-        Ok(None)
     }
 }
 

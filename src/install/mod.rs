@@ -77,7 +77,10 @@ pub trait Installer: Send {
         written_bytes: u64,
         digest: Digest,
         progress: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Option<Box<dyn ImageSink>>, InstallError>;
+    ) -> Result<Option<Box<dyn ImageSink>>, InstallError> {
+        let _ = (slot, written_bytes, digest, progress);
+        Ok(None)
+    }
 
     /// Brings into `slot` what the finished sink has taken, where that is a step of its own: for a
     /// bundle that is kept until a service installs it. May be called twice. `progress` is told per
@@ -117,7 +120,10 @@ pub trait Installer: Send {
         slot: Slot,
         size_bytes: u64,
         progress: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Option<Digest>, InstallError>;
+    ) -> Result<Option<Digest>, InstallError> {
+        let _ = (slot, size_bytes, progress);
+        Ok(None)
+    }
 }
 
 /// One image on its way into a slot. Dropping it without `finish` abandons the image.

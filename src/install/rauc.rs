@@ -242,15 +242,6 @@ impl Installer for RaucInstaller {
         Err(InstallError::Interrupted)
     }
 
-    fn digest(
-        &mut self,
-        _: Slot,
-        _: u64,
-        _: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Option<Digest>, InstallError> {
-        Ok(None)
-    }
-
     fn kept(&self) -> Option<PathBuf> {
         Some(self.bundle.clone())
     }

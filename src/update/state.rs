@@ -457,6 +457,14 @@ pub struct Outcome {
     pub journal_again: Option<Unread>,
 }
 
+impl Outcome {
+    /// An end of which the journal has nothing to tell, or not yet.
+    #[must_use]
+    pub fn new(run: Option<Run>, kind: OutcomeKind, at: Option<WallTime>) -> Self {
+        Outcome { run, kind, at, journal: None, journal_again: None }
+    }
+}
+
 /// Well, or why not.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -65,8 +65,7 @@ fn pursue(
         return (State::Idle, vec![]);
     }
     let mut close = |kind| {
-        book.last =
-            Some(Outcome { run: None, kind, at: facts.now, journal: None, journal_again: None });
+        book.last = Some(Outcome::new(None, kind, facts.now));
         book.settled = Some(fingerprint);
         (State::Idle, vec![])
     };

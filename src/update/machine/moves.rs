@@ -170,8 +170,7 @@ pub(super) fn conclude(book: &mut Saved, run: Run, kind: OutcomeKind, facts: &Fa
     if let Origin::Desired(fingerprint) = run.origin {
         book.settled = Some(fingerprint);
     }
-    book.last =
-        Some(Outcome { run: Some(run), kind, at: facts.now, journal: None, journal_again: None });
+    book.last = Some(Outcome::new(Some(run), kind, facts.now));
     State::Idle
 }
 

@@ -185,13 +185,7 @@ fn away_from_home(book: &mut Saved, home: Slot, facts: &Facts) -> (State, Vec<Or
                 "slot {home} had been confirmed, but the bootloader left it: look at its boot attempts"
             );
             let kind = OutcomeKind::RolledBack(failure(FailureKind::LeftConfirmedSlot, detail));
-            book.last = Some(Outcome {
-                run: None,
-                kind,
-                at: facts.now,
-                journal: None,
-                journal_again: None,
-            });
+            book.last = Some(Outcome::new(None, kind, facts.now));
             settle_home(book, facts);
             (State::Idle, vec![Order::Confirm])
         }
