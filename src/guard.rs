@@ -64,7 +64,7 @@ pub struct Facts {
 pub fn end_unconfirmed_trial(config: &Config, sysroot: &Sysroot) -> Result<TrialEnd> {
     let mut bootloader = boot::open(&config.boot, &config.slots, &config.rauc, sysroot);
     let (running, next) = match bootloader.facts() {
-        Ok(BootFacts { running, next }) => (Some(running), next),
+        Ok(BootFacts { running, next, .. }) => (Some(running), next),
         Err(error) => {
             warn!(error = %chain(&error), "the bootloader cannot be asked");
             (running::running(&config.slots, sysroot).ok(), None)

@@ -117,13 +117,20 @@ impl Board {
         order.give(self.open().as_mut())
     }
 
-    fn facts(&self) -> BootFacts {
-        self.open().facts().unwrap()
+    /// What runs, and what boots next.
+    fn facts(&self) -> (Slot, Option<Slot>) {
+        let BootFacts { running, next, .. } = self.open().facts().unwrap();
+        (running, next)
+    }
+
+    /// Whether the other slot was tried.
+    fn tried(&self) -> Option<bool> {
+        self.open().facts().unwrap().tried
     }
 }
 
-fn facts(running: Slot, next: impl Into<Option<Slot>>) -> BootFacts {
-    BootFacts { running, next: next.into() }
+fn facts(running: Slot, next: impl Into<Option<Slot>>) -> (Slot, Option<Slot>) {
+    (running, next.into())
 }
 
 mod uboot {
@@ -189,12 +196,14 @@ mod uboot {
         assert_eq!((env["BOOT_ORDER"].as_str(), env["BOOT_B_LEFT"].as_str()), ("A", "0"));
         assert_eq!(env["bootcmd"], "run distro_bootcmd; echo a=b");
 
+        assert_eq!(board.tried(), Some(false), "it may not even boot");
         board.give(TryNext(B)).unwrap();
-        assert_eq!(board.facts(), facts(A, B));
+        assert_eq!((board.facts(), board.tried()), (facts(A, B), Some(false)));
         assert_eq!(restart(&board), Some(B));
         assert_eq!(board.facts(), facts(B, A));
         // Nobody confirmed.
         assert_eq!(restart(&board), Some(A));
+        assert_eq!(board.tried(), Some(true));
         board.give(CancelTry(B)).unwrap();
         board.give(Confirm).unwrap();
         assert_eq!(board.facts(), facts(A, A));
@@ -435,12 +444,14 @@ mod grub {
 
         board.give(Retire(B)).unwrap();
         assert_eq!(board.facts(), facts(A, A));
+        assert_eq!(board.tried(), Some(false), "it may not even boot");
         board.give(TryNext(B)).unwrap();
-        assert_eq!(board.facts(), facts(A, B));
+        assert_eq!((board.facts(), board.tried()), (facts(A, B), Some(false)));
         assert_eq!(restart(&board), Some(B));
         assert_eq!(board.facts(), facts(B, A));
         // Nobody confirmed.
         assert_eq!(restart(&board), Some(A));
+        assert_eq!(board.tried(), Some(true));
         board.give(CancelTry(B)).unwrap();
         board.give(Confirm).unwrap();
         assert_eq!(restart(&board), Some(A));
@@ -451,7 +462,7 @@ mod grub {
         assert_eq!(board.facts(), facts(B, B));
         // Power that comes and goes does not lead out of a confirmed slot at once.
         for _ in 0..3 {
-            assert_eq!(board.facts().next, Some(B));
+            assert_eq!(board.facts().1, Some(B));
             assert_eq!(restart(&board), Some(B));
         }
         assert_eq!(board.facts(), facts(B, A));
@@ -536,7 +547,7 @@ mod grub {
             let board = board("");
             board.write("grubenv", &bytes);
             // The agent starts, and knows that the loader would find nothing.
-            assert_eq!(board.facts().next, None);
+            assert_eq!((board.facts().1, board.tried()), (None, None));
             for order in [Retire(B), Confirm, TryNext(B), CancelTry(B)] {
                 board.write("grubenv", &bytes);
                 board.give(order).unwrap();

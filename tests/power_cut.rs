@@ -180,7 +180,6 @@ fn undisturbed_updates_end_as_they_should() {
         (Fault::DeadSlot, 1, rolled_back(K::FellBack)),
         (Fault::LyingDisk, 1, failed(K::ReadBack)),
         (Fault::NoRestart, 1, failed(K::RestartFailed)),
-        (Fault::NeverTries, 1, rolled_back(K::FellBack)),
         (Fault::ConfirmsByItself, 2, "succeeded".to_owned()),
         (Fault::NeverGoesBack, 2, failed(K::Stuck)),
         (Fault::StateLost, 2, "succeeded".to_owned()),
@@ -212,6 +211,20 @@ fn rolled_back(kind: FailureKind) -> String {
 
 fn failed(kind: FailureKind) -> String {
     format!("failed: {}", kind.name())
+}
+
+/// A bootloader that forgets its orders has tried nothing. With tryboot nobody can tell.
+#[test]
+fn a_bootloader_that_never_tries_is_told() {
+    for script in Script::ALL {
+        let rig = device(script, Fault::NeverTries, UPDATE, &[], true);
+        assert_eq!(rig.wrong(), None, "{}", rig.story());
+        let end = match script {
+            Script::Tryboot => rolled_back(FailureKind::FellBack),
+            Script::Uboot | Script::Grub => failed(FailureKind::FellBack),
+        };
+        assert_eq!((rig.version(), rig.last_end()), (1, end), "{}", rig.story());
+    }
 }
 
 /// While a trial waits for the network, the session knows that there is time left, and tries often.
@@ -297,6 +310,28 @@ fn a_cut_before_the_new_slot_was_tried_does_not_lose_the_update() {
         }
     }
     assert!(armed_again >= 3, "{armed_again}");
+}
+
+/// An image that does not start is tried once, and the reason is told as it is: wherever the power
+/// was cut, a bootloader with variables knows whether it had its try. The flag of tryboot alone can
+/// be lost on the way without a trace.
+#[test]
+fn no_cut_has_an_image_that_does_not_start_tried_twice() {
+    for script in [Script::Uboot, Script::Grub] {
+        for at in 0..END {
+            let rig = device(script, Fault::DeadSlot, UPDATE, &[Cut::Power(at)], true);
+            assert_eq!(rig.wrong(), None, "{}", rig.story());
+            let runs = rig.machine().runs.len();
+            let tries = rig.machine().tries;
+            let end = (tries, rig.last_end());
+            // It may be cut before anything was saved of it.
+            let told = if runs == 0 { "none".into() } else { rolled_back(FailureKind::FellBack) };
+            assert_eq!(end, (runs, told), "{script:?}, cut at {at}\n{}", rig.story());
+            if !rig.was_cut() {
+                break;
+            }
+        }
+    }
 }
 
 /// The bootloader takes no order any more: the new slot is good, but nobody can make it stay.

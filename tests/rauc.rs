@@ -290,7 +290,7 @@ fn a_busy_service_is_told_and_an_earlier_order_is_waited_for() {
         assert!(heard.iter().any(|percent| percent == 90), "it did not wait");
         // What runs is known all the same.
         let facts = board.bootloader().facts().unwrap();
-        assert_eq!(facts, BootFacts { running: Slot::A, next: None });
+        assert_eq!(facts, BootFacts { running: Slot::A, next: None, tried: None });
         board.rauc.go();
         first.join().unwrap().unwrap();
         second.join().unwrap().unwrap();
@@ -502,7 +502,7 @@ fn a_kept_bundle_that_changed_is_not_handed_over() {
 fn rauc_chooses_what_boots() {
     for backend in [Backend::Custom, Backend::Grub] {
         let mut board = Board::with(backend, false, "raw");
-        let facts = |running, next| BootFacts { running, next: Some(next) };
+        let facts = |running, next| BootFacts { running, next: Some(next), tried: None };
         // GRUB's variables are those that our own adapter uses.
         let same_for_grub = |board: &Board, facts: BootFacts| {
             if backend == Backend::Grub {

@@ -81,7 +81,7 @@ impl Drop for Released {
 
 impl Bootloader for Board {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
-        Ok(BootFacts { running: Slot::A, next: Some(Slot::A) })
+        Ok(BootFacts { running: Slot::A, next: Some(Slot::A), tried: None })
     }
 
     fn retire(&mut self, _slot: Slot) -> Result<(), BootError> {

@@ -447,6 +447,7 @@ impl Agent {
         Facts {
             running: self.facts.running,
             next: self.facts.next,
+            tried: self.facts.tried,
             by_argument: self.restart_argument.is_some(),
             boot: self.boot_id.clone(),
             hub_online: self.hub_seen.is_some_and(|seen| seen.elapsed() < HUB_GRACE),
@@ -560,7 +561,7 @@ fn ask(
     boot.facts().map(|facts| (facts, None)).or_else(|error| match boot.running() {
         Ok(running) if known => {
             let problem = format!("the bootloader cannot be asked: {}", chain(&error));
-            Ok((BootFacts { running, next: None }, Some(problem)))
+            Ok((BootFacts { running, next: None, tried: None }, Some(problem)))
         }
         _ => Err(AgentError::Boot(error)),
     })

@@ -80,7 +80,7 @@ impl Custom {
 
 impl Bootloader for Custom {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
-        Ok(BootFacts { running: self.running()?, next: self.next()? })
+        Ok(BootFacts { running: self.running()?, next: self.next()?, tried: None })
     }
 
     fn running(&mut self) -> Result<Slot, BootError> {

@@ -107,7 +107,8 @@ impl Grub {
 impl Bootloader for Grub {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
         let running = self.running()?;
-        Ok(BootFacts { running, next: self.read()?.next() })
+        let block = self.read()?;
+        Ok(BootFacts { running, next: block.next(), tried: block.was_tried(running.other()) })
     }
 
     fn running(&mut self) -> Result<Slot, BootError> {
@@ -290,6 +291,12 @@ impl Block {
 
     fn is_untried(&self, name: &str) -> bool {
         self.value(&format!("{name}_TRY")).is_none_or(|value| value == "0")
+    }
+
+    /// Whether the boot script took `slot` since it was armed. One that is not may not boot.
+    fn was_tried(&self, slot: Slot) -> Option<bool> {
+        let name = slot.name();
+        self.value(&format!("{name}_OK")).map(|_| self.is_ok(name) && !self.is_untried(name))
     }
 
     /// Whether the boot script has boots left for it.

@@ -48,6 +48,9 @@ pub struct BootFacts {
     /// The slot that boots next if nobody does anything; `None` if the bootloader cannot tell, or
     /// would find none.
     pub next: Option<Slot>,
+    /// Whether the slot that does not run was started since [`Bootloader::try_next`] named it;
+    /// `None` if the bootloader keeps no account of that, or has lost it.
+    pub tried: Option<bool>,
 }
 
 /// Chooses what boots. Called on a blocking thread. Every method may be called twice.

@@ -91,11 +91,11 @@ impl Bootloader for RaucBoot {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
         match self.connect() {
             Ok((session, slots, running)) => {
-                Ok(BootFacts { running, next: self.next(&session, &slots)? })
+                Ok(BootFacts { running, next: self.next(&session, &slots)?, tried: None })
             }
             // It still installs what was ordered before a restart of the agent.
             Err(BootError::Rauc(RaucError::Busy)) => {
-                Ok(BootFacts { running: self.running()?, next: None })
+                Ok(BootFacts { running: self.running()?, next: None, tried: None })
             }
             Err(error) => Err(error),
         }

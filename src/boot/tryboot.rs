@@ -159,7 +159,7 @@ impl Bootloader for Tryboot {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
         let text = self.read()?;
         let next = Partitions::of(&text).usual.and_then(|partition| self.slot(partition));
-        Ok(BootFacts { running: self.booted()?, next })
+        Ok(BootFacts { running: self.booted()?, next, tried: None })
     }
 
     fn running(&mut self) -> Result<Slot, BootError> {

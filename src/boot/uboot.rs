@@ -111,7 +111,9 @@ impl Uboot {
 impl Bootloader for Uboot {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
         let running = self.running()?;
-        Ok(BootFacts { running, next: self.read()?.next() })
+        let environment = self.read()?;
+        let (next, tried) = (environment.next(), environment.was_tried(running.other()));
+        Ok(BootFacts { running, next, tried })
     }
 
     fn running(&mut self) -> Result<Slot, BootError> {
@@ -228,6 +230,14 @@ impl Environment {
             0 => least,
             left => left,
         }
+    }
+
+    /// Whether the boot script took `slot` since it was armed with its one boot. One that is not is
+    /// not in the order.
+    fn was_tried(&self, slot: Slot) -> Option<bool> {
+        self.value(ORDER)?;
+        let may_boot = self.order().iter().any(|name| name == slot.name());
+        Some(may_boot && self.left(slot.name())? == 0)
     }
 
     /// What the boot script will take: the first in the order that has boots left.

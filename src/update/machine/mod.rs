@@ -31,6 +31,9 @@ pub struct Facts {
     pub running: Slot,
     /// What would boot next, as it was when the agent started; `None` if that is not known.
     pub next: Option<Slot>,
+    /// Whether the slot that does not run was started since it was armed, as it was when the agent
+    /// started; `None` if the bootloader does not tell.
+    pub tried: Option<bool>,
     /// Whether the bootloader tries a slot only if the restart carries an argument, which is lost
     /// with the power.
     pub by_argument: bool,

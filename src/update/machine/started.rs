@@ -4,7 +4,7 @@ use super::moves::{
     MAX_ORDERS, arm_again, back_home, begin_trial, conclude, failure, fetch, no_restart, roll_back,
     roll_back_again, run_behind, settle_home, stuck, switch_again, watch,
 };
-use super::stops::{may_arm_again, no_stops_left, stays_up, was_not_tried};
+use super::stops::{Departure, may_arm_again, no_stops_left, stays_up, was_not_tried};
 use super::{Facts, Order};
 use crate::update::slot::Slot;
 use crate::update::state::{
@@ -63,14 +63,15 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
             let (state, orders) = switch_again(book, run, attempt, no_restart(), facts);
             (state, [refresh(), orders].concat())
         }
-        // Without `armed` the restart was not ordered: the power went before the slot was tried.
         S::Switching { run, attempt, armed, left, .. }
-            if attempt < MAX_ORDERS && (!armed || was_not_tried(&run, left, facts)) =>
+            if attempt < MAX_ORDERS && was_not_tried(&run, Departure { armed, left }, facts) =>
         {
             let (state, orders) = arm_again(run, attempt, facts);
             (state, [refresh(), orders].concat())
         }
-        S::Switching { run, left, .. } if was_not_tried(&run, left, facts) => {
+        S::Switching { run, armed, left, .. }
+            if was_not_tried(&run, Departure { armed, left }, facts) =>
+        {
             let orders = vec![Order::CancelTry(run.target()), Order::Confirm];
             let cause = format!(
                 "the old slot came up {MAX_ORDERS} times, and as far as can be told slot {} was \
@@ -92,7 +93,11 @@ pub(super) fn started(book: &mut Saved, mut state: State, facts: &Facts) -> (Sta
         S::Trial { run, stopped: true, .. }
             if facts.running == run.from
                 && may_arm_again(&run)
-                && was_not_tried(&run, run.passage.left, facts) =>
+                && was_not_tried(
+                    &run,
+                    Departure { armed: true, left: run.passage.left },
+                    facts,
+                ) =>
         {
             let orders_so_far = run.passage.armed_again.saturating_add(1);
             let (state, orders) = arm_again(run, orders_so_far, facts);

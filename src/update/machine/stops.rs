@@ -86,10 +86,22 @@ pub(super) fn stays_up(state: State) -> (State, Vec<Order>) {
     }
 }
 
-/// Whether the old slot runs because the new one was not tried at all: the one-shot argument is
+/// What is known of the way from the old slot to the new one.
+#[derive(Clone, Copy)]
+pub(super) struct Departure {
+    /// The restart was ordered.
+    pub armed: bool,
+    /// The machine went down for it, with the bootloader's argument.
+    pub left: bool,
+}
+
+/// Whether the old slot runs because the new one was not tried at all. The bootloader's own account
+/// decides. Without one: nothing was tried before a restart was ordered, the one-shot argument is
 /// lost with the power, and a bootloader that still means to try the slot did not.
-pub(super) fn was_not_tried(run: &Run, tried_by_argument: bool, facts: &Facts) -> bool {
-    facts.by_argument && !tried_by_argument || facts.next == Some(run.target())
+pub(super) fn was_not_tried(run: &Run, departure: Departure, facts: &Facts) -> bool {
+    let Departure { armed, left } = departure;
+    let target_is_next = facts.next == Some(run.target());
+    facts.tried.map_or(!armed || facts.by_argument && !left || target_is_next, |tried| !tried)
 }
 
 /// Whether a trial that ended by a clean stop may be taken up again.

@@ -50,6 +50,17 @@ impl Variables {
         }
     }
 
+    /// Whether `slot` was started since it was armed, as far as it can be told.
+    pub fn tried(&self, slot: Slot) -> Option<bool> {
+        match self {
+            Variables::Tryboot { .. } => None,
+            Variables::Uboot { order, left } => {
+                Some(order.contains(&slot) && left[index(slot)] == 0)
+            }
+            Variables::Grub { ok, tries, .. } => Some(ok[index(slot)] && tries[index(slot)] > 0),
+        }
+    }
+
     /// Whether any number of starts and cuts could lead into `slot`.
     pub fn may_start(&self, slot: Slot) -> bool {
         match self {

@@ -84,7 +84,8 @@ impl Life {
 impl Bootloader for Life {
     fn facts(&mut self) -> Result<BootFacts, BootError> {
         let machine = self.machine();
-        Ok(BootFacts { running: machine.running, next: machine.variables.next() })
+        let (running, variables) = (machine.running, &machine.variables);
+        Ok(BootFacts { running, next: variables.next(), tried: variables.tried(running.other()) })
     }
 
     fn retire(&mut self, slot: Slot) -> Result<(), BootError> {
