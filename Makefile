@@ -13,7 +13,7 @@ quick-install = CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off 
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --locked --root
 
 .PHONY: help packages vm-packages vm-packages-all setup build test demo demo-vm demo-played bench \
-	vm-test vm-soak check fmt clippy deny doc units image deb size clean-images
+	vm-test vm-all vm-soak check fmt clippy deny doc units image deb size clean-images
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -50,10 +50,15 @@ demo-played: build image
 bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
 
-vm-test: vm-packages-all ## real boots of every board: good updates and every bad image
+vm-test: vm-packages-all ## real boots of every board: good updates, some bad images, disks after power cuts
 	python3 tests/vm/test_uboot_script.py
 	python3 tests/vm/test_grub_script.py
 	python3 tests/vm short
+
+vm-all: vm-packages-all ## all of that: every bad image on every board, disks that fail; more than an hour
+	python3 tests/vm/test_uboot_script.py
+	python3 tests/vm/test_grub_script.py
+	python3 tests/vm all
 
 vm-soak: vm-packages ## power cuts at random moments of a real machine's updates; N=trials SEED=number
 	python3 tests/vm soak $(or $(N),100) --seed $(or $(SEED),1)

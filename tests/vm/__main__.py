@@ -24,10 +24,11 @@ CUTS = Path(__file__).parent / "cuts"
 # What the sets run: a board, and its stories in this order on one machine.
 CI = {"grub": ["good", "kernel-missing", "init-missing", "health-fails"]}
 SHORT = {
-    "grub": [*stories.COMMON, *stories.OF_BOARD["grub"]],
-    "uboot": ["good", "kernel-missing", "panic-at-boot"],
-    "tryboot": ["good", "health-fails", "flag-lost"],
+    "grub": ["good", "panic-at-boot", "agent-crashes", "no-network", "hangs-early"],
+    "uboot": ["good", "kernel-missing"],
+    "tryboot": ["good", "flag-lost"],
 }
+ALL = {board: [*stories.COMMON, *stories.OF_BOARD.get(board, [])] for board in SHORT}
 
 
 @dataclass
@@ -122,10 +123,10 @@ def parts() -> int:
     return subprocess.run([sys.executable, CUTS / "test_parts.py"], check=False).returncode
 
 
-def short_cuts() -> int:
-    """The power cuts that fit into the short set: a few hundred states, three of them booted."""
+def cuts_of(board: str) -> int:
+    """The disks that power cuts in one update leave: some thousand states, three of them booted."""
     return with_folder("enumerate", lambda folder: enumerate.run(
-        "grub", folder, enumerate.Choice(seed=1), boots=3))
+        board, folder, enumerate.Choice(seed=1), boots=3))
 
 
 def with_folder(name: str, work) -> int:
@@ -145,7 +146,8 @@ def arguments() -> argparse.Namespace:
     one = commands.add_parser("demo", help="one update on the amd64 machine, live")
     one.add_argument("--fail", action="store_true", help="an image that must not stay")
     commands.add_parser("ci", help="what fits into CI's time")
-    commands.add_parser("short", help="every board: all stories with GRUB, some with the others")
+    commands.add_parser("short", help="every board: some stories, and disks that power cuts leave")
+    commands.add_parser("all", help="every board: all stories, and all that fails in disks")
     one = commands.add_parser("story", help="chosen stories on one board")
     one.add_argument("board")
     one.add_argument("name", nargs="+", help=f"all, or of: {', '.join(stories.NAMES)}")
@@ -176,8 +178,8 @@ def arguments() -> argparse.Namespace:
 def names_of_boards(given: argparse.Namespace) -> list[str]:
     """The boards that a command uses."""
     match given.command:
-        case "short":
-            return list(SHORT)
+        case "short" | "all":
+            return list(ALL)
         case "ci":
             return list(CI)
         case "build":
@@ -214,10 +216,12 @@ def main() -> int:
             case "ci":
                 return parts() or tell_stories(CI)
             case "short":
-                return parts() or max(tell_stories(SHORT), short_cuts())
+                return parts() or max(tell_stories(SHORT), cuts_of("grub"))
+            case "all":
+                return parts() or max(tell_stories(ALL), *map(cuts_of, ALL), with_folder(
+                    "ioerrors", lambda folder: ioerrors.run("grub", folder, [])))
             case "story":
-                every = stories.COMMON + stories.OF_BOARD.get(given.board, [])
-                names = every if given.name == ["all"] else given.name
+                names = ALL.get(given.board, []) if given.name == ["all"] else given.name
                 for name in names:
                     stories.tell(name)
                 return tell_stories({given.board: names})

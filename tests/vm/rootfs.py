@@ -227,20 +227,29 @@ def _content(deb: Path) -> str:
     return total.hexdigest()
 
 
-def _cached(path: Path, make) -> Path:
-    """`path`, made by `make(partial path)` if it is not there. Nothing half done ever has its name."""
+def _cached(path: Path, recipe: str, make) -> Path:
+    """`path`, made by `make(partial path)` if it is not there. Nothing half done ever has its name.
+    It begins with `recipe`, KIND-KEY; what was made by another recipe for that kind goes."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             make(partial)
             partial.rename(path)
+            for former in path.parent.glob(f"{recipe.rpartition('-')[0]}-*"):
+                if not former.name.startswith(recipe):
+                    _remove(former)
         finally:
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
+            _remove(partial)
     return path
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a tree that may not be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # Run by mmdebstrap outside of the new system: fetches the kernel's package without installing it,
@@ -316,7 +325,8 @@ def base(arch: str) -> Path:
         finally:
             script.unlink()
 
-    return _cached(BUILD / f"base-{arch}-{key}.tar", make)
+    recipe = f"base-{arch}-{key}"
+    return _cached(BUILD / f"{recipe}.tar", recipe, make)
 
 
 def _packaged(board) -> Path:
@@ -340,7 +350,8 @@ def _packaged(board) -> Path:
         _configure(Tree(partial), board)
         _initrd(partial)
 
-    return _cached(BUILD / "trees" / f"{board.name}-{key}", make)
+    recipe = f"{board.name}-{key}"
+    return _cached(BUILD / "trees" / recipe, recipe, make)
 
 
 def _configure(tree: Tree, board) -> None:
@@ -468,7 +479,7 @@ def slot_image(board, version: str, variant: str = "good") -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    return _cached(path, make)
+    return _cached(path, packaged.name, make)
 
 
 def lay_out(tree: Path, filesystem: str, slot_mib: int, path: Path) -> None:
