@@ -503,13 +503,13 @@ fn rauc_chooses_what_boots() {
     for backend in [Backend::Custom, Backend::Grub] {
         let mut board = Board::with(backend, false, "raw");
         let facts = |running, next| BootFacts { running, next: Some(next), tried: None };
-        // GRUB's variables are those that our own adapter uses.
+        // GRUB's variables are those that our own adapter uses. It can tell more.
         let same_for_grub = |board: &Board, facts: BootFacts| {
             if backend == Backend::Grub {
                 let config = config::Grub { environment: board.folder.path().join("grubenv") };
                 let sysroot = Sysroot::new(board.folder.path());
                 let mut grub = Grub::new(&config, board.devices(), sysroot);
-                assert_eq!(grub.facts().unwrap(), facts);
+                assert_eq!(BootFacts { tried: None, ..grub.facts().unwrap() }, facts);
             }
         };
         let check = |board: &Board, expected: BootFacts| {
