@@ -50,12 +50,10 @@ demo-played: build image
 bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
 
-vm-test: vm-packages-all ## real boots of every board: good updates, some bad images, disks after power cuts
-	python3 tests/vm/test_uboot_script.py
-	python3 tests/vm/test_grub_script.py
+vm-test: vm-packages-all ## real boots of every board: good updates, an image that hangs, disks after power cuts
 	python3 tests/vm short
 
-vm-all: vm-packages-all ## all of that: every bad image on every board, disks that fail; more than an hour
+vm-all: vm-packages-all ## the boot scripts, every bad image on every board, disks that fail: some hours
 	python3 tests/vm/test_uboot_script.py
 	python3 tests/vm/test_grub_script.py
 	python3 tests/vm all
