@@ -50,7 +50,7 @@ demo-played: build image
 bench: packages image build ## a whole install against curl | dd: time, bytes, memory
 	cargo run --release --example bench -- $(ARGS)
 
-vm-test: vm-packages-all ## real boots of every board: good updates, an image that hangs, disks after power cuts
+vm-test: vm-packages-all ## real boots of every board: good updates, and an image that hangs
 	python3 tests/vm short
 
 vm-all: vm-packages-all ## the boot scripts, every bad image on every board, disks that fail: some hours
