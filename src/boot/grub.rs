@@ -293,7 +293,7 @@ impl Block {
         self.value(&format!("{name}_TRY")).is_none_or(|value| value == "0")
     }
 
-    /// Whether the boot script took `slot` since it was armed. One that is not may not boot.
+    /// Whether the boot script took `slot` since it was armed. A slot that is not armed has `x_OK=0`.
     fn was_tried(&self, slot: Slot) -> Option<bool> {
         let name = slot.name();
         self.value(&format!("{name}_OK")).map(|_| self.is_ok(name) && !self.is_untried(name))

@@ -232,8 +232,8 @@ impl Environment {
         }
     }
 
-    /// Whether the boot script took `slot` since it was armed with its one boot. One that is not is
-    /// not in the order.
+    /// Whether the boot script took `slot` since it was armed with its one boot. A slot that is not
+    /// armed is not in the order.
     fn was_tried(&self, slot: Slot) -> Option<bool> {
         self.value(ORDER)?;
         let may_boot = self.order().iter().any(|name| name == slot.name());
